@@ -1,0 +1,116 @@
+package config
+
+import (
+	"bytes"
+	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
+	"text/template"
+)
+
+// ExampleOptions fill in the config that Example writes. What is empty gets a
+// placeholder to be edited.
+type ExampleOptions struct {
+	Cluster string
+	Mount   string
+	Nodes   []ExampleNode
+}
+
+// ExampleNode is a node of an example config. The first one is the initial primary.
+type ExampleNode struct{ Name, Address string }
+
+// Example returns a commented config for this version. It parses without errors
+// and has nothing unsupported, if the options are valid.
+func Example(o ExampleOptions) ([]byte, error) {
+	o.Cluster = or(o.Cluster, "gitlab")
+	o.Mount = or(o.Mount, "/var/opt/gitlab")
+	if len(o.Nodes) == 0 {
+		o.Nodes = []ExampleNode{{"gl-1", "10.1.1.1:7410"}, {"gl-2", "10.1.1.2:7410"}}
+	}
+	var buf bytes.Buffer
+	if err := exampleTemplate.Execute(&buf, o); err != nil {
+		return nil, fmt.Errorf("writing the config: %w", err)
+	}
+	if _, err := Parse(buf.Bytes(), "to be written"); err != nil {
+		return nil, err
+	}
+	return buf.Bytes(), nil
+}
+
+var plainWord = regexp.MustCompile(`^[a-z/][A-Za-z0-9/._-]*$`)
+
+// yamlText quotes s where YAML would read it as something else.
+func yamlText(s string) string {
+	if plainWord.MatchString(s) && !slices.Contains([]string{"true", "false", "null", "yes", "no", "on", "off"}, s) {
+		return s
+	}
+	return strconv.Quote(s)
+}
+
+var exampleTemplate = template.Must(template.New("config").Funcs(template.FuncMap{
+	"text":  yamlText,
+	"quote": strconv.Quote,
+	"store": func(mount string) string { return yamlText(storeOf(mount)) },
+}).Parse(`# The config of a replfs cluster. The same file serves every node.
+# Settings that are commented out show their defaults.
+
+# The cluster's name: a-z, 0-9 and hyphens. Certificates are made for it.
+cluster: {{text .Cluster}}
+
+# The directory the applications use. replfs mounts itself here.
+mount: {{text .Mount}}
+
+# Where the data really lies. Nothing but replfs may change it. Put it on the
+# file system that is to hold the data.
+#store: {{store .Mount}}
+
+# replfs's own files: its position, and what was moved aside before a copy.
+#state: /var/lib/replfs
+
+# The socket through which commands such as "replfs status" reach the daemon.
+#control: /run/replfs/replfs.sock
+
+# The machines. A node finds itself by its name: its host name, or what --node
+# says. The address is where the other node reaches it. mount, store, state,
+# control and tls may also stand in a node's entry, and then hold for it alone.
+nodes:
+{{- range .Nodes}}
+  - name: {{text .Name}}
+    address: {{quote .Address}}
+{{- end}}
+
+# Who may speak to whom. Make the files with "replfs pki all", and copy to each
+# node its own certificate and key, under these names.
+tls:
+  ca: /etc/replfs/pki/ca.crt
+  cert: /etc/replfs/pki/node.crt
+  key: /etc/replfs/pki/node.key
+
+replication:
+  # fsync: an application's fsync returns when the data is on the disks of both
+  # nodes. async: when it is on this node's disk; a failover may lose the last
+  # moments.
+  durability: fsync
+
+  # What never travels, relative to the mount. A trailing / means a directory
+  # with all below it; ** matches any number of directories.
+  #exclude: ["lost+found/"]
+
+  # How long to wait for a standby before going on without it.
+  #ack_timeout: 3s
+
+  # The log of changes, in shared memory: writers wait when a connected standby
+  # is this far behind; one that was away for longer gets a complete copy.
+  #ring: 64MiB
+
+  # How long a planned stop waits for the standby to catch up.
+  #drain_timeout: 10s
+
+election:
+  # manual: "replfs promote" and "replfs demote" decide which node is primary.
+  mode: manual
+
+  # The node whose data counts when the cluster starts for the first time.
+  initial_primary: {{text (index .Nodes 0).Name}}
+`))

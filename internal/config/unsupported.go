@@ -1,0 +1,65 @@
+package config
+
+import "fmt"
+
+// Unsupported lists the settings, among them defaults, that are valid but that
+// this version does not act on, each with its line and what to do. A daemon must
+// not start while there are any: whoever wrote them relies on them.
+func (c *Config) Unsupported() []error {
+	var errs []error
+	add := func(path, format string, args ...any) {
+		errs = append(errs, c.src.errorf([]string{path}, format, args...))
+	}
+	const remove = " is not supported by this version: remove it"
+
+	if c.Metrics != "" {
+		add("metrics", "metrics"+remove)
+	}
+	for i, n := range c.Nodes {
+		at := fmt.Sprintf("nodes[%d]", i)
+		if n.Metrics != "" {
+			add(at+".metrics", "metrics of node %q"+remove, n.Name)
+		}
+		if n.Witness {
+			add(at+".witness", "witness node %q is not supported by this version: remove its entry", n.Name)
+		}
+	}
+	r := &c.Replication
+	if r.Durability == DurabilityReceived || r.Durability == DurabilitySync {
+		add("replication.durability", "replication.durability %s is not supported by this version: set `durability: fsync` or `durability: async`", r.Durability)
+	}
+	if len(r.Paths) > 0 {
+		add("replication.paths", "replication.paths"+remove)
+	}
+	if r.OnStandbyLoss == LossBlock {
+		add("replication.on_standby_loss", "replication.on_standby_loss block is not supported by this version: set `on_standby_loss: degrade`")
+	}
+	for _, key := range []string{"max_lag_bytes", "journal"} {
+		if path := "replication." + key; c.src.has(path) {
+			add(path, "%s"+remove+"; `replication.ring` bounds how far a standby may be behind", path)
+		}
+	}
+	if r.Compression == CompressionZstd {
+		add("replication.compression", "replication.compression zstd is not supported by this version: set `compression: none`")
+	}
+	if c.Election.Mode == ElectionEtcd {
+		if c.src.has("election.mode") {
+			add("election.mode", "election.mode etcd is not supported by this version: set `election.mode: manual`")
+		} else {
+			add("election", "election.mode is not set, which means etcd, and that is not supported by this version: set `election.mode: manual`")
+		}
+	}
+	if c.VIP != nil {
+		add("vip", "vip"+remove)
+	}
+	if len(c.Health) > 0 {
+		add("health", "health"+remove)
+	}
+	if h := c.Hooks; len(h.OnPromote)+len(h.OnDemote)+len(h.OnFault) > 0 {
+		add("hooks", "hooks"+remove)
+	}
+	if n := c.Notify; len(n.Exec)+len(n.Webhook) > 0 || n.SMTP.isSet() {
+		add("notify", "notify"+remove)
+	}
+	return errs
+}
