@@ -1,0 +1,598 @@
+package replicate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/replfs/replfs/replicate/oplog"
+	"github.com/replfs/replfs/replicate/record"
+	"github.com/replfs/replfs/replicate/wire"
+)
+
+// Walk appends the state of the store, or of a part of it, to the log.
+type Walk interface {
+	Tree(ctx context.Context) error
+	Path(ctx context.Context, path string, contents bool) error
+	Close()
+}
+
+// SenderConfig is what a Sender needs.
+type SenderConfig struct {
+	// Peer is the standby's name.
+	Peer string
+	// Dial connects to it.
+	Dial func() (*grpc.ClientConn, error)
+	Log  *oplog.Log
+	// Self describes this node, History is its own.
+	Self    func() *wire.NodeState
+	History func() History
+	InSync  *InSync
+	// NewWalk starts a copy. throttle is called between pieces, progress
+	// counts.
+	NewWalk func(throttle func(context.Context) error, progress func(files int, bytes int64)) Walk
+	// Unclean says that this node may have lost records that a standby has.
+	Unclean bool
+	// Superseded is called when the peer knows a higher epoch.
+	Superseded func(peer *wire.NodeState)
+	AckTimeout time.Duration
+	Logger     *zap.Logger
+}
+
+// Sender keeps one standby supplied for as long as this node is primary.
+type Sender struct {
+	cfg SenderConfig
+	log *zap.Logger
+
+	mu     sync.Mutex
+	status SenderStatus
+}
+
+// SenderStatus is how it goes.
+type SenderStatus struct {
+	// State is "connecting", "unreachable", "refused", "syncing" or "streaming".
+	State       string
+	Error       string
+	Sent        uint64
+	LastContact time.Time
+	Copy        *CopyStatus
+	Trouble     string
+}
+
+// CopyStatus is the progress of a complete copy.
+type CopyStatus struct {
+	Started time.Time
+	Files   uint64
+	Bytes   uint64
+}
+
+// NewSender makes a sender; Run runs it.
+func NewSender(cfg SenderConfig) *Sender {
+	return &Sender{cfg: cfg, log: cfg.Logger.With(zap.String("peer", cfg.Peer)), status: SenderStatus{State: "connecting"}}
+}
+
+// Status says how it goes.
+func (s *Sender) Status() SenderStatus {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st := s.status
+	if st.Copy != nil {
+		c := *st.Copy
+		st.Copy = &c
+	}
+	return st
+}
+
+func (s *Sender) set(f func(*SenderStatus)) {
+	s.mu.Lock()
+	f(&s.status)
+	s.mu.Unlock()
+}
+
+const (
+	retryMin = 100 * time.Millisecond
+	retryMax = 2 * time.Second
+	// handshakeTimeout bounds the wait for each answer before streaming.
+	handshakeTimeout = 10 * time.Second
+	standingInterval = 100 * time.Millisecond
+	batchSize        = 512 << 10
+)
+
+// Run connects, and again whenever the stream breaks, until ctx ends.
+func (s *Sender) Run(ctx context.Context) {
+	delay := retryMin
+	for ctx.Err() == nil {
+		err := s.session(ctx)
+		s.cfg.InSync.Disconnected(s.cfg.Peer)
+		if ctx.Err() != nil {
+			return
+		}
+		if s.failed(err) {
+			delay = retryMin
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(delay):
+		}
+		delay = min(2*delay, retryMax)
+	}
+}
+
+// failed notes why a session ended, and tells whether it had streamed.
+func (s *Sender) failed(err error) (streamed bool) {
+	state := "unreachable"
+	switch status.Code(err) {
+	case codes.PermissionDenied, codes.FailedPrecondition, codes.Unauthenticated, codes.InvalidArgument:
+		state = "refused"
+	}
+	text := status.Convert(err).Message()
+	if text == "" {
+		text = "connection closed"
+	}
+	s.mu.Lock()
+	streamed = s.status.State == "streaming" || s.status.State == "syncing"
+	news := s.status.State != state || s.status.Error != text
+	s.status.State, s.status.Error, s.status.Copy = state, text, nil
+	s.mu.Unlock()
+	if news {
+		s.log.Warn("not streaming to the standby", zap.String("state", state), zap.String("reason", text))
+	}
+	return streamed
+}
+
+// session is one connection.
+type session struct {
+	*Sender
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	stream wire.Replication_StreamClient
+	sendMu sync.Mutex
+	reader *oplog.Reader
+
+	// copyID names the copy under way; copying ends before it is forgotten.
+	copyID  string
+	copying atomic.Bool
+	result  chan bool
+
+	needMu sync.Mutex
+	needs  []need
+	needed chan struct{}
+
+	ackMu    sync.Mutex
+	last     wire.Ack // as far as positions go
+	progress time.Time
+}
+
+type need struct {
+	path     string
+	contents bool
+}
+
+func (s *Sender) session(parent context.Context) error {
+	ctx, cancel := context.WithCancelCause(parent)
+	defer cancel(nil)
+	conn, err := s.cfg.Dial()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	stream, err := wire.NewReplicationClient(conn).Stream(ctx)
+	if err != nil {
+		return err
+	}
+	ses := &session{Sender: s, ctx: ctx, cancel: cancel, stream: stream, needed: make(chan struct{}, 1), result: make(chan bool, 1), progress: time.Now()}
+	peer, err := ses.hello()
+	if err != nil {
+		return err
+	}
+	if err := ses.start(peer); err != nil {
+		return err
+	}
+	defer ses.reader.Close()
+	var wg sync.WaitGroup
+	run := func(f func() error) {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			if err := f(); err != nil {
+				cancel(err)
+			}
+		}()
+	}
+	run(ses.receive)
+	run(ses.beat)
+	run(ses.guard)
+	if ses.copying.Load() {
+		run(ses.copy)
+	}
+	err = ses.send()
+	cancel(err)
+	// The copy may be waiting for room in a log that this session holds.
+	ses.reader.Hold(false)
+	wg.Wait()
+	if cause := context.Cause(ctx); cause != nil && parent.Err() == nil {
+		return cause
+	}
+	return err
+}
+
+// hello exchanges states and refuses what must not be streamed to.
+func (s *session) hello() (*wire.NodeState, error) {
+	timer := time.AfterFunc(handshakeTimeout, func() { s.cancel(errors.New("no answer to the greeting")) })
+	defer timer.Stop()
+	if err := s.stream.Send(&wire.Down{Kind: &wire.Down_Hello{Hello: s.cfg.Self()}}); err != nil {
+		return nil, s.streamError(err)
+	}
+	up, err := s.stream.Recv()
+	if err != nil {
+		return nil, s.streamError(err)
+	}
+	peer := up.GetHello()
+	if peer == nil {
+		return nil, status.Error(codes.InvalidArgument, "the peer did not greet")
+	}
+	self := s.cfg.Self()
+	if err := CheckIdentity(self.GetIdentity(), peer.GetIdentity(), s.cfg.Peer); err != nil {
+		return nil, status.Error(codes.FailedPrecondition, err.Error())
+	}
+	if peer.GetEpoch() > self.GetEpoch() {
+		s.cfg.Superseded(peer)
+		return nil, status.Errorf(codes.FailedPrecondition, "%s knows epoch %d, this node is in %d: not the primary any more", s.cfg.Peer, peer.GetEpoch(), self.GetEpoch())
+	}
+	if peer.GetRole() == wire.Role_ROLE_PRIMARY {
+		return nil, status.Errorf(codes.FailedPrecondition,
+			"%s is primary in epoch %d as well: run `replfs demote` on the node whose data shall give way", s.cfg.Peer, peer.GetEpoch())
+	}
+	s.set(func(st *SenderStatus) { st.LastContact = time.Now() })
+	return peer, nil
+}
+
+// sendFailed gets the error behind a Send that failed while the stream runs.
+// Two Recvs at a time are not allowed (one of them may never return), so the
+// status behind an EOF is left to receive, which ends the session with it.
+func (s *session) sendFailed(err error) error {
+	if errors.Is(err, io.EOF) {
+		select {
+		case <-s.ctx.Done():
+			return context.Cause(s.ctx)
+		case <-time.After(handshakeTimeout):
+		}
+	}
+	return err
+}
+
+// streamError gets the status behind an EOF of Send, before receive runs.
+func (s *session) streamError(err error) error {
+	if cause := context.Cause(s.ctx); cause != nil && !errors.Is(cause, context.Canceled) {
+		return cause
+	}
+	if _, rerr := s.stream.Recv(); rerr != nil && status.Code(rerr) != codes.Unknown {
+		return rerr
+	}
+	return err
+}
+
+// start decides between going on and a complete copy.
+func (s *session) start(peer *wire.NodeState) error {
+	plan := Decide(peer, s.cfg.History(), s.cfg.Log.Last())
+	if !plan.Copy {
+		r, err := s.cfg.Log.NewReader(plan.From)
+		if err == nil {
+			s.reader = r
+			r.Hold(true)
+			s.log.Info("standby goes on", zap.Uint64("from", plan.From))
+			if err := s.sendDown(&wire.Down{Kind: &wire.Down_Start{Start: &wire.Start{From: plan.From}}}); err != nil {
+				r.Close()
+				return err
+			}
+			s.cfg.InSync.Connected(s.cfg.Peer)
+			s.set(func(st *SenderStatus) { st.State, st.Error, st.Trouble = "streaming", "", "" })
+			return nil
+		}
+		if !errors.Is(err, oplog.ErrGone) {
+			return err
+		}
+		plan.Copy, plan.Reason = true, "its position is no longer in the primary's log"
+		plan.Diverged = s.cfg.Unclean
+	}
+	return s.startCopy(plan)
+}
+
+func (s *session) startCopy(plan Plan) error {
+	// It must not count as in sync, even from before, while it has nothing.
+	if err := s.cfg.InSync.Reset(s.cfg.Peer); err != nil {
+		return err
+	}
+	s.copyID = uuid.NewString()
+	s.copying.Store(true)
+	rec := &record.Record{
+		Op: record.OpSyncBegin, Path: s.cfg.Peer, Path2: s.copyID,
+		Fields: record.FieldPath | record.FieldPath2,
+	}
+	lsn, err := s.cfg.Log.Append(rec, nil, nil)
+	if err != nil {
+		return fmt.Errorf("begin a copy: %w", err)
+	}
+	r, err := s.cfg.Log.NewReader(lsn)
+	if err != nil {
+		return fmt.Errorf("begin a copy: %w", err)
+	}
+	r.Hold(true)
+	s.reader = r
+	s.log.Info("standby gets a complete copy", zap.String("reason", plan.Reason), zap.Bool("diverged", plan.Diverged), zap.Uint64("from", lsn))
+	s.set(func(st *SenderStatus) {
+		st.State, st.Error, st.Trouble = "syncing", "", ""
+		st.Copy = &CopyStatus{Started: time.Now()}
+	})
+	err = s.sendDown(&wire.Down{Kind: &wire.Down_Start{Start: &wire.Start{
+		From: lsn, Copy: true, CopyId: s.copyID, Diverged: plan.Diverged, Reason: plan.Reason,
+	}}})
+	if err != nil {
+		r.Close()
+	}
+	return err
+}
+
+func (s *session) sendDown(d *wire.Down) error {
+	s.sendMu.Lock()
+	defer s.sendMu.Unlock()
+	return s.stream.Send(d)
+}
+
+// send streams records until the session ends.
+func (s *session) send() error {
+	buf := make([]byte, 0, batchSize)
+	for {
+		batch, first, last, err := s.reader.Read(s.ctx, buf[:0])
+		if errors.Is(err, oplog.ErrGone) {
+			return status.Error(codes.Aborted, "the standby was too slow: the log has moved past its position")
+		}
+		if err != nil {
+			return err
+		}
+		buf = batch
+		s.set(func(st *SenderStatus) { st.Sent = last })
+		err = s.sendDown(&wire.Down{Kind: &wire.Down_Batch{Batch: &wire.Batch{
+			Epoch: s.cfg.Log.LastEpoch(), First: first, Last: last, Records: batch,
+		}}})
+		if err != nil {
+			return s.sendFailed(err)
+		}
+	}
+}
+
+// receive takes the standby's answers.
+func (s *session) receive() error {
+	for {
+		up, err := s.stream.Recv()
+		if err != nil {
+			return err
+		}
+		s.set(func(st *SenderStatus) { st.LastContact = time.Now() })
+		switch k := up.GetKind().(type) {
+		case *wire.Up_Ack:
+			if err := s.ack(k.Ack); err != nil {
+				return err
+			}
+		case *wire.Up_Need:
+			if !s.copying.Load() {
+				return status.Error(codes.InvalidArgument, "the standby asks for files outside of a copy")
+			}
+			s.note(need{string(k.Need.GetPath()), k.Need.GetContents()})
+		case *wire.Up_CopyResult:
+			if k.CopyResult.GetCopyId() == s.copyID {
+				select {
+				case s.result <- k.CopyResult.GetComplete():
+				case <-s.ctx.Done():
+					return s.ctx.Err()
+				}
+			}
+		case *wire.Up_Trouble:
+			what := k.Trouble.GetWhat()
+			s.set(func(st *SenderStatus) { st.Trouble = what })
+			if what != "" {
+				s.log.Warn("the standby stands still", zap.String("reason", what))
+			}
+			if err := s.cfg.InSync.Trouble(s.cfg.Peer, what); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func (s *session) ack(a *wire.Ack) error {
+	// Nothing beyond the log can have been received: a liar would be waited
+	// for in vain, or release what it does not have.
+	if last := s.cfg.Log.Last(); a.GetReceived() > last || a.GetApplied() > a.GetReceived() || a.GetDurable() > a.GetApplied() {
+		return status.Errorf(codes.InvalidArgument, "impossible acknowledgement %d/%d/%d, the log ends at %d", a.GetReceived(), a.GetApplied(), a.GetDurable(), last)
+	}
+	s.ackMu.Lock()
+	if a.GetReceived() > s.last.Received {
+		s.progress = time.Now()
+	}
+	s.last.Received, s.last.Applied, s.last.Durable = a.GetReceived(), a.GetApplied(), a.GetDurable()
+	s.ackMu.Unlock()
+	s.reader.Release(a.GetReceived())
+	if !s.copying.Load() {
+		s.cfg.InSync.Ack(s.cfg.Peer, a.GetReceived(), a.GetApplied(), a.GetDurable())
+	}
+	return nil
+}
+
+// guard lets go of the log when the standby does not move while writers wait
+// for space. It never waits for the stream.
+func (s *session) guard() error {
+	tick := time.NewTicker(standingInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-s.ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		since, blocked := s.cfg.Log.BlockedSince()
+		if !blocked {
+			continue
+		}
+		s.ackMu.Lock()
+		idle := time.Since(s.progress)
+		s.ackMu.Unlock()
+		if idle <= s.cfg.AckTimeout || time.Since(since) <= s.cfg.AckTimeout {
+			continue
+		}
+		const why = "the log is full and the standby makes no progress"
+		if err := s.cfg.InSync.Drop(s.cfg.Peer, why); err != nil {
+			s.log.Error("cannot let go of a standby; writers wait", zap.Error(err))
+			continue
+		}
+		s.reader.Hold(false)
+		return status.Error(codes.Aborted, why)
+	}
+}
+
+// beat tells the standby its standing.
+func (s *session) beat() error {
+	tick := time.NewTicker(standingInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-s.ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		err := s.sendDown(&wire.Down{Kind: &wire.Down_Standing{Standing: &wire.Standing{
+			InSync: s.cfg.InSync.Has(s.cfg.Peer), Appended: s.cfg.Log.Last(),
+		}}})
+		if err != nil {
+			return s.sendFailed(err)
+		}
+	}
+}
+
+// copy walks the store, then answers the standby's needs until there are
+// none.
+func (s *session) copy() error {
+	walk := s.cfg.NewWalk(s.throttle, func(files int, bytes int64) {
+		s.set(func(st *SenderStatus) {
+			if st.Copy != nil {
+				st.Copy.Files += uint64(files)
+				st.Copy.Bytes += uint64(bytes)
+			}
+		})
+	})
+	defer walk.Close()
+	begun := time.Now()
+	if err := walk.Tree(s.ctx); err != nil {
+		return fmt.Errorf("copy: %w", err)
+	}
+	for {
+		if err := s.answerNeeds(walk); err != nil {
+			return err
+		}
+		rec := &record.Record{
+			Op: record.OpSyncEnd, Path: s.cfg.Peer, Path2: s.copyID,
+			Fields: record.FieldPath | record.FieldPath2,
+		}
+		if _, err := s.cfg.Log.Append(rec, nil, nil); err != nil {
+			return fmt.Errorf("end a copy: %w", err)
+		}
+		complete, err := s.awaitResult(walk)
+		if err != nil {
+			return err
+		}
+		if complete {
+			break
+		}
+	}
+	s.copying.Store(false)
+	s.cfg.InSync.Connected(s.cfg.Peer)
+	s.ackMu.Lock()
+	received, applied, durable := s.last.Received, s.last.Applied, s.last.Durable
+	s.ackMu.Unlock()
+	s.cfg.InSync.Ack(s.cfg.Peer, received, applied, durable)
+	var files, bytes uint64
+	s.set(func(st *SenderStatus) {
+		if st.Copy != nil {
+			files, bytes = st.Copy.Files, st.Copy.Bytes
+		}
+		st.State, st.Copy = "streaming", nil
+	})
+	s.log.Info("copy complete", zap.Uint64("files", files), zap.Uint64("bytes", bytes), zap.Duration("took", time.Since(begun)))
+	return nil
+}
+
+// note queues a need. It must not block: the acknowledgements behind it make
+// room in the log for what answers it.
+func (s *session) note(n need) {
+	s.needMu.Lock()
+	s.needs = append(s.needs, n)
+	s.needMu.Unlock()
+	select {
+	case s.needed <- struct{}{}:
+	default:
+	}
+}
+
+func (s *session) answerNeeds(walk Walk) error {
+	s.needMu.Lock()
+	needs := s.needs
+	s.needs = nil
+	s.needMu.Unlock()
+	done := make(map[need]struct{})
+	for _, n := range needs {
+		if _, again := done[n]; again {
+			continue
+		}
+		done[n] = struct{}{}
+		if err := walk.Path(s.ctx, n.path, n.contents); err != nil {
+			return fmt.Errorf("copy %q: %w", n.path, err)
+		}
+	}
+	return nil
+}
+
+func (s *session) awaitResult(walk Walk) (bool, error) {
+	for {
+		select {
+		case done := <-s.result:
+			return done, nil
+		case <-s.needed:
+			if err := s.answerNeeds(walk); err != nil {
+				return false, err
+			}
+		case <-s.ctx.Done():
+			return false, s.ctx.Err()
+		}
+	}
+}
+
+// throttle keeps a copy from filling the log, where live writes would have to
+// wait behind it.
+func (s *session) throttle(ctx context.Context) error {
+	for ctx.Err() == nil {
+		s.ackMu.Lock()
+		received := s.last.Received
+		s.ackMu.Unlock()
+		if received == 0 || s.cfg.Log.BytesAfter(received) < copyWindow {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Millisecond):
+		}
+	}
+	return ctx.Err()
+}
+
+// copyWindow is how much of a copy may be on its way.
+const copyWindow = 2 << 20

@@ -1,0 +1,2 @@
+// Package wire is the generated protocol between nodes.
+package wire
