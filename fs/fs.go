@@ -1,0 +1,271 @@
+// Package fs is the FUSE front end: kernel requests become system calls on
+// the store and records in the log.
+//
+// Every mutating request takes the same steps: pass the role gate, take the
+// locks its records need to be ordered by, note the intent, run the system
+// call, append one record, let go. It knows nothing of the network.
+package fs
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/replfs/replfs/replicate/record"
+)
+
+// Intent is an operation under way that a crash of the process would leave
+// in doubt. End is called when it is not: appended, or failed.
+type Intent interface{ End() }
+
+// Log is the one ordered log that mutations go to.
+type Log interface {
+	// Begin notes an operation before its system call, where a later process
+	// can find it.
+	Begin(r *record.Record) Intent
+	// Append gives the record its LSN. It copies what r and data hold, and
+	// may wait for space. in may be nil.
+	Append(r *record.Record, data []byte, in Intent) (lsn uint64, err error)
+	// WaitDurable returns when the fsync at lsn is done wherever the
+	// durability mode asks for it, and an error when that cannot come true.
+	WaitDurable(lsn uint64) error
+}
+
+// Config is what a file system needs.
+type Config struct {
+	// Store is the backing directory.
+	Store string
+	Log   Log
+	// Excluded says of a path relative to the store whether it stays out of
+	// replication, with everything below it.
+	Excluded func(path string) bool
+	// DeepExcludes says whether anything below a path that is not excluded
+	// itself could be. May be nil for never.
+	DeepExcludes func(path string) bool
+	Logger       *zap.Logger
+	// Suspect is called when the mount and the log may have come apart: a
+	// handler panicked, or a mutation could not be recorded.
+	Suspect func(reason string)
+}
+
+// FS serves one store. Create it with New; Mount attaches it.
+type FS struct {
+	fuse.RawFileSystem
+	cfg     Config
+	log     *zap.Logger
+	storeFd int
+	dev     uint64
+
+	gate gate
+	// tree is held shared by every request, exclusively by what changes the
+	// paths of more than one inode and by the closing of directory fds.
+	tree    sync.RWMutex
+	table   table
+	handles handleTable
+	janitor janitor
+
+	// ttl is how long the kernel may cache, in nanoseconds; 0 on a standby,
+	// whose store changes underneath.
+	ttl atomic.Int64
+	// role counts the times that this became a primary's: what the kernel
+	// cached of a file before is void.
+	role atomic.Uint64
+	srv  atomic.Pointer[fuse.Server]
+	recs sync.Pool
+}
+
+// primaryTTL is the kernel's cache time on a primary, whose mount is the only
+// way to change the store.
+const primaryTTL = time.Hour
+
+// New opens the store. The file system starts read-only; SetWritable opens
+// it.
+func New(cfg Config) (*FS, error) {
+	fd, err := unix.Open(cfg.Store, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		if errors.Is(err, unix.ENOENT) {
+			return nil, fmt.Errorf("store %s does not exist: create it (mkdir -m 700 %s) or correct `store` in the config", cfg.Store, cfg.Store)
+		}
+		return nil, fmt.Errorf("open store %s: %w", cfg.Store, err)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("stat store %s: %w", cfg.Store, err)
+	}
+	if cfg.Excluded == nil {
+		cfg.Excluded = func(string) bool { return false }
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = zap.NewNop()
+	}
+	if cfg.Suspect == nil {
+		cfg.Suspect = func(string) {}
+	}
+	fs := &FS{
+		RawFileSystem: fuse.NewDefaultRawFileSystem(),
+		cfg:           cfg,
+		log:           cfg.Logger,
+		storeFd:       fd,
+		dev:           st.Dev,
+	}
+	fs.recs.New = func() any { return new(record.Record) }
+	fs.gate.init()
+	fs.table.init(fs, fd, &st)
+	fs.handles.init()
+	fs.janitor.start(fs)
+	return fs, nil
+}
+
+// Close gives back what New took. The mount must be gone.
+func (fs *FS) Close() error {
+	fs.janitor.stop()
+	fs.tree.Lock()
+	defer fs.tree.Unlock()
+	fs.handles.closeAll()
+	fs.table.closeAll()
+	if err := unix.Close(fs.storeFd); err != nil {
+		return os.NewSyscallError("close", err)
+	}
+	return nil
+}
+
+// String names the file system for go-fuse.
+func (fs *FS) String() string { return "replfs" }
+
+// newRecord takes a cleared record from the pool.
+func (fs *FS) newRecord(op record.Op) *record.Record {
+	r := fs.recs.Get().(*record.Record)
+	*r = record.Record{Op: op}
+	return r
+}
+
+func (fs *FS) putRecord(r *record.Record) { fs.recs.Put(r) }
+
+// mutation is one mutating request between its locks and its reply.
+type mutation struct {
+	fs  *FS
+	rec *record.Record
+	in  Intent
+}
+
+// begin notes the intent. The record's path fields must be set.
+func (fs *FS) begin(r *record.Record) mutation {
+	if r.Fields == 0 {
+		return mutation{fs: fs, rec: r} // nothing that travels
+	}
+	return mutation{fs: fs, rec: r, in: fs.cfg.Log.Begin(r)}
+}
+
+// commit appends the record of a mutation that was applied. When the log
+// cannot take it the store is ahead of the log: the node is suspect, and the
+// caller hears EIO.
+func (m *mutation) commit(data []byte) (uint64, fuse.Status) {
+	lsn, err := m.fs.cfg.Log.Append(m.rec, data, m.in)
+	if err != nil {
+		m.fs.log.Error("mutation applied but not recorded", zap.Error(err), zap.Stringer("record", m.rec))
+		m.fs.cfg.Suspect("a mutation was applied but could not be recorded: " + err.Error())
+		return 0, fuse.EIO
+	}
+	return lsn, fuse.OK
+}
+
+// failed records what an operation on the content of fd did although it
+// failed: a full store has moved the mtime, and fallocate(2) may have grown
+// the file. before is its state before, nil if that is not known.
+func (m *mutation) failed(fd int, before *unix.Stat_t) {
+	var st unix.Stat_t
+	if m.rec.Fields == 0 || unix.Fstat(fd, &st) != nil {
+		return
+	}
+	if before != nil && before.Mtim == st.Mtim && before.Size == st.Size {
+		return
+	}
+	*m.rec = record.Record{
+		Op: record.OpSetAttr, Path: m.rec.Path, FileID: m.rec.FileID, Size: st.Size, Mtime: mtimeOf(&st),
+		Fields: record.FieldPath | record.FieldFileID | record.FieldSize | record.FieldMtime,
+	}
+	m.commit(nil)
+}
+
+// end forgets the intent; it runs after commit, or after nothing happened.
+func (m *mutation) end() {
+	if m.in != nil {
+		m.in.End()
+	}
+	m.fs.putRecord(m.rec)
+}
+
+// fileRef is a way to name an inode to system calls: an entry of a directory,
+// or with name "" an open file.
+type fileRef struct {
+	dirfd int
+	name  string
+}
+
+func (r fileRef) stat(st *unix.Stat_t) error {
+	if r.name == "" {
+		return unix.Fstat(r.dirfd, st)
+	}
+	return unix.Fstatat(r.dirfd, r.name, st, unix.AT_SYMLINK_NOFOLLOW)
+}
+
+// proc is a path for the calls that have no *at form. Its last component is
+// not a symlink to follow: use the l… variants, but for an open file itself.
+func (r fileRef) proc() string {
+	if r.name == "" {
+		return fmt.Sprintf("/proc/self/fd/%d", r.dirfd)
+	}
+	return fmt.Sprintf("/proc/self/fd/%d/%s", r.dirfd, r.name)
+}
+
+func errStatus(err error) fuse.Status {
+	if err == nil {
+		return fuse.OK
+	}
+	var en unix.Errno
+	if errors.As(err, &en) {
+		return fuse.Status(en)
+	}
+	return fuse.EIO
+}
+
+func mtimeOf(st *unix.Stat_t) record.Timespec {
+	return record.Timespec{Sec: st.Mtim.Sec, Nsec: uint32(st.Mtim.Nsec)}
+}
+
+func atimeOf(st *unix.Stat_t) record.Timespec {
+	return record.Timespec{Sec: st.Atim.Sec, Nsec: uint32(st.Atim.Nsec)}
+}
+
+func fillAttr(a *fuse.Attr, st *unix.Stat_t) {
+	a.Ino = st.Ino
+	a.Size = uint64(st.Size)
+	a.Blocks = uint64(st.Blocks)
+	a.Atime, a.Atimensec = uint64(st.Atim.Sec), uint32(st.Atim.Nsec)
+	a.Mtime, a.Mtimensec = uint64(st.Mtim.Sec), uint32(st.Mtim.Nsec)
+	a.Ctime, a.Ctimensec = uint64(st.Ctim.Sec), uint32(st.Ctim.Nsec)
+	a.Mode = st.Mode
+	a.Nlink = uint32(st.Nlink)
+	a.Uid, a.Gid = st.Uid, st.Gid
+	a.Rdev = fuseDev(st.Rdev)
+	a.Blksize = uint32(st.Blksize)
+}
+
+// fuseDev is the kernel's new_encode_dev, which struct fuse_attr carries.
+func fuseDev(dev uint64) uint32 {
+	major, minor := unix.Major(dev), unix.Minor(dev)
+	return minor&0xff | major<<8 | (minor&^0xff)<<12
+}
+
+// storeDev undoes fuseDev.
+func storeDev(dev uint32) uint64 {
+	return unix.Mkdev((dev&0xfff00)>>8, dev&0xff|(dev>>12)&0xfff00)
+}

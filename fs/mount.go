@@ -1,0 +1,242 @@
+package fs
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"github.com/moby/sys/mountinfo"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+)
+
+// Mount is a mounted FS.
+type Mount struct {
+	fs    *FS
+	srv   *fuse.Server
+	point string
+	done  chan struct{}
+	quit  chan struct{}
+	// wantRO is what the kernel's ro flag should be; changed wakes the
+	// goroutine that sees to it.
+	wantRO  atomic.Bool
+	changed chan struct{}
+	flagMu  sync.Mutex
+}
+
+// MountOptions shape the mount.
+type MountOptions struct {
+	// Source is what mount(8) shows in the first column.
+	Source string
+}
+
+// Mount attaches the file system at point, read-only. A dead mount that an
+// earlier process left there is detached first.
+func (fs *FS) Mount(point string, o MountOptions) (*Mount, error) {
+	if err := DetachStale(point, fs.log); err != nil {
+		return nil, err
+	}
+	if err := checkMountpoint(point); err != nil {
+		return nil, err
+	}
+	if o.Source == "" {
+		o.Source = "replfs"
+	}
+	// default_permissions lets the kernel check permissions and ACLs; the
+	// umask is ours because a default ACL takes its place.
+	srv, err := fuse.NewServer(fs, point, &fuse.MountOptions{
+		AllowOther:               true,
+		DirectMountStrict:        true,
+		DirectMountFlags:         unix.MS_MGC_VAL,
+		FsName:                   o.Source,
+		Name:                     "replfs",
+		Options:                  []string{"default_permissions"},
+		MaxWrite:                 1 << 20,
+		MaxReadAhead:             1 << 20,
+		MaxBackground:            64,
+		EnableSymlinkCaching:     false,
+		ExplicitDataCacheControl: true,
+		EnableAcl:                true,
+		ExtraCapabilities: fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_DIRECT_IO_ALLOW_MMAP |
+			fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_DONT_MASK |
+			fuse.CAP_SETXATTR_EXT,
+		DisabledCapabilities: fuse.CAP_PASSTHROUGH | fuse.CAP_WRITEBACK_CACHE | fuse.CAP_NO_OPEN_SUPPORT,
+		Logger:               zap.NewStdLog(fs.log),
+		PanicHandler: func(p any) fuse.Status {
+			fs.log.Error("request handler panicked", zap.Any("panic", p), zap.ByteString("stack", debug.Stack()))
+			fs.cfg.Suspect(fmt.Sprintf("a request handler panicked: %v", p))
+			return fuse.EIO
+		},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("mount %s: %w (is /dev/fuse there? try: modprobe fuse)", point, err)
+	}
+	fs.srv.Store(srv)
+	m := &Mount{
+		fs: fs, srv: srv, point: point,
+		done: make(chan struct{}), quit: make(chan struct{}), changed: make(chan struct{}, 1),
+	}
+	m.wantRO.Store(true)
+	go func() {
+		srv.Serve()
+		close(m.done)
+	}()
+	go m.keepFlag()
+	if err := srv.WaitMount(); err != nil {
+		if uerr := m.Unmount(0); uerr != nil {
+			fs.log.Warn("cannot undo the mount", zap.Error(uerr))
+		}
+		return nil, fmt.Errorf("mount %s: %w", point, err)
+	}
+	m.SetReadOnlyFlag(true)
+	return m, nil
+}
+
+// Done is closed when the mount is gone, whoever unmounted it.
+func (m *Mount) Done() <-chan struct{} { return m.done }
+
+// SetReadOnlyFlag makes the kernel's flag follow the role: findmnt shows it.
+// It takes effect as soon as no file is open for writing; the gate is what
+// counts meanwhile.
+func (m *Mount) SetReadOnlyFlag(ro bool) {
+	m.wantRO.Store(ro)
+	select {
+	case m.changed <- struct{}{}:
+	default:
+	}
+}
+
+func (m *Mount) keepFlag() {
+	settled := false
+	tick := time.NewTicker(500 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-m.done:
+			return
+		case <-m.quit:
+			return
+		case <-m.changed:
+		case <-tick.C:
+			if settled {
+				continue
+			}
+		}
+		err := m.applyFlag()
+		settled = !errors.Is(err, unix.EBUSY)
+		if err != nil && settled {
+			m.fs.log.Warn("cannot change the mount's read-only flag", zap.Bool("read_only", m.wantRO.Load()), zap.Error(err))
+		}
+	}
+}
+
+// applyFlag sets the flag that is wanted by now: no late one overtakes it.
+func (m *Mount) applyFlag() error {
+	m.flagMu.Lock()
+	defer m.flagMu.Unlock()
+	return m.setFlag(m.wantRO.Load())
+}
+
+// setFlag uses the system call: mount(8) would look for a helper.
+func (m *Mount) setFlag(ro bool) error {
+	flags := uintptr(unix.MS_REMOUNT)
+	if ro {
+		flags |= unix.MS_RDONLY
+	}
+	return unix.Mount("none", m.point, "", flags, "")
+}
+
+// SetWritableFlag clears the kernel's flag at once; a promotion needs it
+// before the gate opens.
+func (m *Mount) SetWritableFlag() error {
+	m.wantRO.Store(false)
+	if err := m.applyFlag(); err != nil {
+		return fmt.Errorf("remount %s read-write: %w", m.point, err)
+	}
+	return nil
+}
+
+// Unmount takes the mount away. If it is busy for longer than wait it is
+// detached: whoever still uses it gets errors from then on.
+func (m *Mount) Unmount(wait time.Duration) error {
+	close(m.quit)
+	deadline := time.Now().Add(wait)
+	for {
+		err := unix.Unmount(m.point, 0)
+		if err == nil || errors.Is(err, unix.EINVAL) {
+			break
+		}
+		if !errors.Is(err, unix.EBUSY) {
+			return fmt.Errorf("unmount %s: %w", m.point, err)
+		}
+		if time.Now().After(deadline) {
+			m.fs.log.Warn("mount is busy; detaching it", zap.String("mount", m.point))
+			// MNT_FORCE ends the connection: no request comes any more.
+			if err := unix.Unmount(m.point, unix.MNT_DETACH|unix.MNT_FORCE); err != nil {
+				return fmt.Errorf("detach %s: %w", m.point, err)
+			}
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	<-m.done
+	return nil
+}
+
+// DetachStale detaches a mount whose daemon died ("Transport endpoint is not
+// connected"). A live mount is an error.
+func DetachStale(point string, log *zap.Logger) error {
+	for range 16 {
+		var st unix.Stat_t
+		err := unix.Stat(point, &st)
+		if err == nil {
+			// The kernel may answer stat from its cache; this it has to ask.
+			err = unix.Statfs(point, new(unix.Statfs_t))
+		}
+		if errors.Is(err, unix.ENOTCONN) || errors.Is(err, unix.ECONNABORTED) {
+			log.Info("detaching a dead mount", zap.String("mount", point))
+			if err := unix.Unmount(point, unix.MNT_DETACH); err != nil {
+				return fmt.Errorf("detach the dead mount at %s: %w", point, err)
+			}
+			continue
+		}
+		if err != nil {
+			if errors.Is(err, unix.ENOENT) {
+				return fmt.Errorf("mount point %s does not exist: create it with mkdir", point)
+			}
+			return fmt.Errorf("mount point %s: %w", point, err)
+		}
+		if t := mountedType(point); strings.HasPrefix(t, "fuse") {
+			return fmt.Errorf("%s is already mounted (%s): is another replfs running?", point, t)
+		}
+		return nil
+	}
+	return fmt.Errorf("%s: more dead mounts than can be detached", point)
+}
+
+func mountedType(point string) string {
+	infos, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(point))
+	if err != nil || len(infos) == 0 {
+		return ""
+	}
+	return infos[0].FSType
+}
+
+// checkMountpoint refuses a directory with something in it: mounting would
+// hide it, and it is most likely the data that should be adopted.
+func checkMountpoint(point string) error {
+	ents, err := os.ReadDir(point)
+	if err != nil {
+		return fmt.Errorf("mount point: %w", err)
+	}
+	if len(ents) > 0 {
+		return fmt.Errorf("mount point %s is not empty (it has %q): move its content into the store first", point, ents[0].Name())
+	}
+	return nil
+}

@@ -1,0 +1,389 @@
+package fs
+
+import (
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+
+	"github.com/replfs/replfs/replicate/record"
+)
+
+func logPath(p string) zap.Field { return zap.String("path", p) }
+func logErr(err error) zap.Field { return zap.Error(err) }
+
+// storeFlags are the flags for the store's descriptor: the kernel places
+// appends, we see to O_SYNC ourselves and together with the standby, and
+// O_DIRECT would ask for aligned buffers.
+func storeFlags(flags uint32) int {
+	keep := uint32(unix.O_ACCMODE | unix.O_NOATIME)
+	// O_NONBLOCK is for a FIFO that took the file's name meanwhile.
+	return int(flags&keep) | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC | unix.O_LARGEFILE
+}
+
+// openMode is how the kernel treats an open file. A standby's store changes
+// underneath, so nothing is kept there.
+func (fs *FS) openMode(n *inode, flags uint32) uint32 {
+	switch {
+	case fs.cacheTime() == 0:
+		return fuse.FOPEN_DIRECT_IO
+	case flags&unix.O_ACCMODE == unix.O_WRONLY, flags&unix.O_DIRECT != 0:
+		return fuse.FOPEN_DIRECT_IO
+	case fs.keepsPages(n):
+		return fuse.FOPEN_KEEP_CACHE
+	default:
+		return 0
+	}
+}
+
+// keepsPages says whether the kernel may use the pages, or the listing, that
+// it has of n: not those from before the store became a primary's.
+func (fs *FS) keepsPages(n *inode) bool {
+	role := fs.role.Load()
+	fs.table.mu.Lock()
+	defer fs.table.mu.Unlock()
+	keeps := n.role == role
+	n.role = role
+	return keeps
+}
+
+// Open opens a regular file, truncating it if asked to.
+func (fs *FS) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	n := fs.table.get(in.NodeId)
+	if n == nil {
+		return fuse.Status(unix.ESTALE)
+	}
+	writes := in.Flags&unix.O_ACCMODE != unix.O_RDONLY
+	trunc := in.Flags&unix.O_TRUNC != 0
+	if writes || trunc {
+		if s := fs.gate.enter(cancel); !s.Ok() {
+			return s
+		}
+		defer fs.gate.leave()
+	}
+	fs.tree.RLock()
+	defer fs.tree.RUnlock()
+	n.mu.Lock() // the name stays n's
+	defer n.mu.Unlock()
+	fd, err := fs.openInode(n, storeFlags(in.Flags))
+	if err != nil {
+		return errStatus(err)
+	}
+	kept := false
+	defer func() {
+		if !kept {
+			unix.Close(fd)
+		}
+	}()
+	if trunc {
+		if s := fs.truncateOpened(n, fd, writes, in.Mode&fuse.OPEN_KILL_SUIDGID != 0, in.Gid); !s.Ok() {
+			return s
+		}
+	}
+	kept = true
+	h := fs.openHandle(n, fd, writes)
+	out.Fh = h.id
+	out.OpenFlags = fs.openMode(n, in.Flags)
+	h.direct = out.OpenFlags&fuse.FOPEN_DIRECT_IO != 0
+	return fuse.OK
+}
+
+// openInode opens n anew. The name that led to it may be another file's by
+// the time that it is opened: what was opened must be n.
+func (fs *FS) openInode(n *inode, flags int) (int, error) {
+	for range 16 {
+		ref, ok := fs.table.ref(n)
+		if !ok {
+			if ref, ok = fs.table.ghostRef(n); !ok {
+				return -1, unix.ESTALE
+			}
+		}
+		var fd int
+		var err error
+		if ref.name == "" {
+			fd, err = unix.Open(ref.proc(), flags&^unix.O_NOFOLLOW, 0)
+		} else {
+			fd, err = unix.Openat(ref.dirfd, ref.name, flags, 0)
+		}
+		if err == unix.ENOENT || err == unix.ELOOP {
+			continue
+		}
+		if err != nil {
+			return -1, err
+		}
+		var st unix.Stat_t
+		if err := unix.Fstat(fd, &st); err == nil && keyOf(&st) == n.key {
+			return fd, nil
+		}
+		unix.Close(fd)
+	}
+	return -1, unix.ESTALE
+}
+
+// truncateOpened is the O_TRUNC of an open, one record.
+func (fs *FS) truncateOpened(n *inode, fd int, writable, kill bool, gid uint32) fuse.Status {
+	r := fs.newRecord(record.OpSetAttr)
+	if path, ok := fs.named(n, &handle{fd: fd, inode: n}); ok {
+		r.Path, r.FileID = path, n.id
+		r.Fields = record.FieldPath | record.FieldFileID | record.FieldSize
+	}
+	m := fs.begin(r)
+	defer m.end()
+	// O_RDONLY | O_TRUNC truncates as well.
+	if err := fs.truncate(n, &handle{fd: fd, inode: n, writable: writable}, fileRef{fd, ""}, 0); err != nil {
+		return errStatus(err)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return errStatus(err)
+	}
+	if kill {
+		fs.killPriv(n, fd, &st, gid, r)
+	}
+	if r.Fields == 0 {
+		return fuse.OK
+	}
+	r.Mtime = mtimeOf(&st)
+	r.Fields |= record.FieldMtime
+	_, s := m.commit(nil)
+	return s
+}
+
+// killPriv clears suid and sgid as the kernel would have for the caller
+// (HANDLE_KILLPRIV_V2 leaves it to us), and notes the mode in r. It drops
+// security.capability by itself when the store is written to.
+func (fs *FS) killPriv(n *inode, fd int, st *unix.Stat_t, gid uint32, r *record.Record) {
+	mode := withoutSetID(st, gid)
+	if mode == st.Mode || unix.Fchmod(fd, mode&0o7777) != nil {
+		return
+	}
+	st.Mode = mode
+	r.Mode = mode
+	if r.Fields != 0 {
+		r.Fields |= record.FieldMode
+	}
+	// The kernel would run the file by the mode that it has cached. Of the
+	// notices this one, for attributes only, takes no lock that we could hold.
+	if srv := fs.srv.Load(); srv != nil {
+		srv.InodeNotify(n.id, -1, 0)
+	}
+}
+
+// withoutSetID is the mode after a change by somebody in the group gid who
+// may not keep suid and sgid.
+func withoutSetID(st *unix.Stat_t, gid uint32) uint32 {
+	mode := st.Mode
+	if mode&unix.S_IFMT != unix.S_IFREG {
+		return mode
+	}
+	mode &^= unix.S_ISUID
+	// Supplementary groups are not told: losing the bit is the safe side.
+	if mode&unix.S_IXGRP != 0 || gid != st.Gid {
+		mode &^= unix.S_ISGID
+	}
+	return mode
+}
+
+// Read reads at an offset.
+func (fs *FS) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+	h := fs.handles.get(in.Fh)
+	if h == nil {
+		return nil, fuse.EBADF
+	}
+	return fuse.ReadResultFd(uintptr(h.fd), int64(in.Offset), len(buf)), fuse.OK
+}
+
+// Write stores data at an offset and records it.
+func (fs *FS) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+	h := fs.handles.get(in.Fh)
+	if h == nil {
+		return 0, fuse.EBADF
+	}
+	written, lsn, s := fs.write(cancel, in, h, data)
+	if !s.Ok() {
+		return written, s
+	}
+	if h.syncs(in) {
+		s = fs.finishSync(h.fd, in.Flags&unix.O_SYNC != unix.O_SYNC, lsn)
+	}
+	return written, s
+}
+
+// write returns the LSN of the fsync that an O_SYNC write asks for, or 0.
+func (fs *FS) write(cancel <-chan struct{}, in *fuse.WriteIn, h *handle, data []byte) (uint32, uint64, fuse.Status) {
+	if s := fs.gate.enter(cancel); !s.Ok() {
+		return 0, 0, s
+	}
+	defer fs.gate.leave()
+	fs.tree.RLock()
+	defer fs.tree.RUnlock()
+	n := h.inode
+	n.mu.Lock()
+	defer n.mu.Unlock()
+
+	offset := int64(in.Offset)
+	if in.Flags&unix.O_APPEND != 0 && in.WriteFlags&fuse.WRITE_CACHE == 0 {
+		// The kernel may have the size from before this node was a standby.
+		var st unix.Stat_t
+		if err := unix.Fstat(h.fd, &st); err != nil {
+			return 0, 0, errStatus(err)
+		}
+		offset = st.Size
+	}
+	r := fs.newRecord(record.OpWrite)
+	path, tracked := fs.named(n, h)
+	if tracked {
+		r.Path, r.FileID = path, n.id
+		r.Offset, r.Length = offset, int64(len(data))
+		r.Fields = record.FieldPath | record.FieldFileID | record.FieldOffset | record.FieldLength
+	}
+	m := fs.begin(r)
+	defer m.end()
+
+	written, err := pwriteFull(h.fd, data, offset)
+	if written == 0 && len(data) > 0 {
+		m.failed(h.fd, nil)
+		return 0, 0, errStatus(err)
+	}
+	var st unix.Stat_t
+	if in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0 || tracked {
+		if err := unix.Fstat(h.fd, &st); err != nil {
+			return 0, 0, errStatus(err)
+		}
+	}
+	if in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0 {
+		fs.killPriv(n, h.fd, &st, in.Gid, r)
+	}
+	if !tracked {
+		return uint32(written), 0, fuse.OK
+	}
+	r.Mtime = mtimeOf(&st)
+	r.Fields = r.Fields&^record.FieldLength | record.FieldMtime
+	if _, s := m.commit(data[:written]); !s.Ok() {
+		return 0, 0, s
+	}
+	if !h.syncs(in) {
+		return uint32(written), 0, fuse.OK
+	}
+	lsn, s := fs.appendSync(n, path, in.Flags&unix.O_SYNC != unix.O_SYNC)
+	return uint32(written), lsn, s
+}
+
+// syncs tells whether a write has to be durable when it is answered. What
+// passes the page cache the kernel follows up with an fsync of its own.
+func (h *handle) syncs(in *fuse.WriteIn) bool {
+	return h.direct && in.Flags&unix.O_DSYNC != 0 // O_SYNC includes it
+}
+
+// pwriteFull writes all it can: short only with an error.
+func pwriteFull(fd int, data []byte, off int64) (int, error) {
+	done := 0
+	for done < len(data) {
+		k, err := unix.Pwrite(fd, data[done:], off+int64(done))
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return done, err
+		}
+		if k == 0 {
+			return done, unix.EIO
+		}
+		done += k
+	}
+	return done, nil
+}
+
+// appendSync records that an fsync is asked for. The inode's lock is held,
+// so that the path is right at its LSN.
+func (fs *FS) appendSync(n *inode, path string, dataOnly bool) (uint64, fuse.Status) {
+	r := fs.newRecord(record.OpFsync)
+	defer fs.putRecord(r)
+	r.Path, r.FileID = path, n.id
+	r.Fields = record.FieldPath | record.FieldFileID
+	if dataOnly {
+		r.Flags |= record.FlagDataOnly
+	}
+	m := mutation{fs: fs, rec: r}
+	return m.commit(nil)
+}
+
+// finishSync makes the store durable while the standbys do the same, and
+// waits for them. Nothing is locked meanwhile.
+func (fs *FS) finishSync(fd int, dataOnly bool, lsn uint64) fuse.Status {
+	var err error
+	if dataOnly {
+		err = unix.Fdatasync(fd)
+	} else {
+		err = unix.Fsync(fd)
+	}
+	if err != nil {
+		return errStatus(err)
+	}
+	if lsn == 0 {
+		return fuse.OK
+	}
+	if err := fs.cfg.Log.WaitDurable(lsn); err != nil {
+		fs.log.Warn("fsync not acknowledged", zap.Uint64("lsn", lsn), logErr(err))
+		return fuse.EIO
+	}
+	return fuse.OK
+}
+
+// sync is fsync for files and directories. Behind a closed gate a handle that
+// only reads syncs the store; one that has written cannot be promised that the
+// standbys, one of which is primary now, have its writes on disk.
+func (fs *FS) sync(n *inode, h *handle, fd int, dataOnly bool) fuse.Status {
+	var lsn uint64
+	if s := fs.gate.enter(nil); !s.Ok() {
+		if h.writable {
+			return s
+		}
+	} else {
+		var s fuse.Status
+		lsn, s = func() (uint64, fuse.Status) {
+			defer fs.gate.leave()
+			fs.tree.RLock()
+			defer fs.tree.RUnlock()
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			path, tracked := fs.named(n, h)
+			if !tracked {
+				return 0, fuse.OK
+			}
+			return fs.appendSync(n, path, dataOnly)
+		}()
+		if !s.Ok() {
+			return s
+		}
+	}
+	return fs.finishSync(fd, dataOnly, lsn)
+}
+
+// Fsync returns when the file is durable here and on every standby in sync.
+func (fs *FS) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	h := fs.handles.get(in.Fh)
+	if h == nil {
+		return fuse.EBADF
+	}
+	return fs.sync(h.inode, h, h.fd, in.FsyncFlags&1 != 0)
+}
+
+// Flush has nothing to do; the kernel does not ask again.
+func (fs *FS) Flush(<-chan struct{}, *fuse.FlushIn) fuse.Status { return fuse.ENOSYS }
+
+// Release closes a file.
+func (fs *FS) Release(_ <-chan struct{}, in *fuse.ReleaseIn) { fs.closeHandle(in.Fh) }
+
+// Lseek finds data and holes.
+func (fs *FS) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
+	h := fs.handles.get(in.Fh)
+	if h == nil {
+		return fuse.EBADF
+	}
+	off, err := unix.Seek(h.fd, int64(in.Offset), int(in.Whence))
+	if err != nil {
+		return errStatus(err)
+	}
+	out.Offset = uint64(off)
+	return fuse.OK
+}

@@ -1,0 +1,159 @@
+package fs
+
+import (
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+)
+
+func (fs *FS) cacheTime() time.Duration { return time.Duration(fs.ttl.Load()) }
+
+func (fs *FS) fillEntry(out *fuse.EntryOut, n *inode, st *unix.Stat_t) {
+	ttl := fs.cacheTime()
+	out.NodeId = n.id
+	out.Generation = 1 // node ids are never reused
+	out.SetEntryTimeout(ttl)
+	out.SetAttrTimeout(ttl)
+	fillAttr(&out.Attr, st)
+}
+
+// Lookup resolves a name.
+func (fs *FS) Lookup(_ <-chan struct{}, header *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	fs.tree.RLock()
+	defer fs.tree.RUnlock()
+	p := fs.table.get(header.NodeId)
+	if p == nil || !p.isDir() {
+		return fuse.Status(unix.ESTALE)
+	}
+	var st unix.Stat_t
+	n, err := fs.table.lookup(p, name, &st, refKernel)
+	if err == unix.ENOENT {
+		if ttl := fs.cacheTime(); ttl > 0 {
+			// Node id 0 lets the kernel remember that there is nothing.
+			out.NodeId = 0
+			out.SetEntryTimeout(ttl)
+			return fuse.OK
+		}
+	}
+	if err != nil {
+		return errStatus(err)
+	}
+	fs.fillEntry(out, n, &st)
+	return fuse.OK
+}
+
+// Forget drops references of the kernel.
+func (fs *FS) Forget(nodeid, nlookup uint64) { fs.table.forget(nodeid, nlookup) }
+
+// statInode reads n's attributes, by handle if the kernel named one.
+func (fs *FS) statInode(n *inode, h *handle, st *unix.Stat_t) error {
+	if h != nil && h.inode == n {
+		return unix.Fstat(h.fd, st)
+	}
+	if err := fs.statNamed(n, st); err != unix.ESTALE {
+		return err
+	}
+	// A rename or unlink may be between its system call and the table. With
+	// the lock, a name that does not mean n was moved underneath (a standby's
+	// store): the kernel looks it up anew.
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if err := fs.statNamed(n, st); err != unix.ESTALE {
+		return err
+	}
+	// Removed underneath, but somebody has it open.
+	if ref, ok := fs.table.openRef(n); ok {
+		return ref.stat(st)
+	}
+	return unix.ESTALE
+}
+
+func (fs *FS) statNamed(n *inode, st *unix.Stat_t) error {
+	for range 16 {
+		ref, ok := fs.table.ref(n)
+		if !ok {
+			fs.table.mu.Lock()
+			last := n.last
+			fs.table.mu.Unlock()
+			if last == nil {
+				return unix.ESTALE
+			}
+			*st = *last
+			return nil
+		}
+		if err := ref.stat(st); err == nil && keyOf(st) == n.key {
+			return nil
+		} else if err != nil && err != unix.ENOENT {
+			return err
+		}
+		// It was just replaced or removed; or a standby's store changed
+		// underneath, and the kernel looks it up anew.
+	}
+	return unix.ESTALE
+}
+
+// GetAttr is stat.
+func (fs *FS) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) fuse.Status {
+	fs.tree.RLock()
+	defer fs.tree.RUnlock()
+	n := fs.table.get(in.NodeId)
+	if n == nil {
+		return fuse.Status(unix.ESTALE)
+	}
+	var h *handle
+	if in.Flags()&fuse.FUSE_GETATTR_FH != 0 {
+		h = fs.handles.get(in.Fh())
+	}
+	var st unix.Stat_t
+	if err := fs.statInode(n, h, &st); err != nil {
+		return errStatus(err)
+	}
+	out.SetTimeout(fs.cacheTime())
+	fillAttr(&out.Attr, &st)
+	return fuse.OK
+}
+
+// Readlink reads a symlink's target.
+func (fs *FS) Readlink(_ <-chan struct{}, header *fuse.InHeader) ([]byte, fuse.Status) {
+	fs.tree.RLock()
+	defer fs.tree.RUnlock()
+	n := fs.table.get(header.NodeId)
+	if n == nil {
+		return nil, fuse.Status(unix.ESTALE)
+	}
+	n.mu.Lock() // the name stays n's
+	defer n.mu.Unlock()
+	ref, ok := fs.table.ref(n)
+	if !ok {
+		if ref, ok = fs.table.ghostRef(n); !ok {
+			return nil, fuse.Status(unix.ESTALE)
+		}
+	}
+	target, err := readlinkat(ref)
+	if err != nil {
+		return nil, errStatus(err)
+	}
+	return target, fuse.OK
+}
+
+func readlinkat(ref fileRef) ([]byte, error) {
+	buf := make([]byte, unix.PathMax)
+	k, err := unix.Readlinkat(ref.dirfd, ref.name, buf)
+	if err != nil {
+		return nil, err
+	}
+	return buf[:k], nil
+}
+
+// StatFs describes the store's file system.
+func (fs *FS) StatFs(_ <-chan struct{}, _ *fuse.InHeader, out *fuse.StatfsOut) fuse.Status {
+	var s unix.Statfs_t
+	if err := unix.Fstatfs(fs.storeFd, &s); err != nil {
+		return errStatus(err)
+	}
+	out.Blocks, out.Bfree, out.Bavail = s.Blocks, s.Bfree, s.Bavail
+	out.Files, out.Ffree = s.Files, s.Ffree
+	out.Bsize, out.Frsize, out.NameLen = uint32(s.Bsize), uint32(s.Frsize), uint32(s.Namelen)
+	return fuse.OK
+}

@@ -1,0 +1,385 @@
+package fs
+
+import (
+	"slices"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/replfs/replfs/replicate/record"
+)
+
+// lockEntry finds what name in dir is, and locks dir and it. n is nil when
+// the table does not know the inode.
+func (fs *FS) lockEntry(dir *inode, name string, st *unix.Stat_t) (n *inode, unlock func(), err error) {
+	for {
+		if err := unix.Fstatat(dir.fd, name, st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return nil, nil, err
+		}
+		n = fs.table.getKey(keyOf(st))
+		unlock = lockInodes(dir, n)
+		key := keyOf(st)
+		if err := unix.Fstatat(dir.fd, name, st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			unlock()
+			return nil, nil, err
+		}
+		if keyOf(st) == key && fs.table.getKey(key) == n {
+			return n, unlock, nil
+		}
+		unlock()
+	}
+}
+
+// Unlink removes a name of a non-directory.
+func (fs *FS) Unlink(cancel <-chan struct{}, header *fuse.InHeader, name string) fuse.Status {
+	return fs.remove(cancel, header, name, record.OpUnlink, 0)
+}
+
+// Rmdir removes an empty directory.
+func (fs *FS) Rmdir(cancel <-chan struct{}, header *fuse.InHeader, name string) fuse.Status {
+	return fs.remove(cancel, header, name, record.OpRmdir, unix.AT_REMOVEDIR)
+}
+
+func (fs *FS) remove(cancel <-chan struct{}, header *fuse.InHeader, name string, op record.Op, flags int) fuse.Status {
+	dir := fs.table.get(header.NodeId)
+	if dir == nil {
+		return fuse.Status(unix.ESTALE)
+	}
+	if s := fs.gate.enter(cancel); !s.Ok() {
+		return s
+	}
+	defer fs.gate.leave()
+	fs.tree.RLock()
+	defer fs.tree.RUnlock()
+	var st unix.Stat_t
+	n, unlock, err := fs.lockEntry(dir, name, &st)
+	if err != nil {
+		return errStatus(err)
+	}
+	defer unlock()
+	path, tracked := fs.table.entryPath(dir, name)
+	tracked = tracked && st.Mode&unix.S_IFMT != unix.S_IFSOCK
+
+	last := op == record.OpRmdir || st.Nlink <= 1
+	r := fs.newRecord(op)
+	r.Path, r.Fields = path, record.FieldPath
+	if n != nil {
+		r.FileID = n.id
+		r.Fields |= record.FieldFileID
+	}
+	if last {
+		r.Flags |= record.FlagLast
+	}
+	if !tracked {
+		fs.asDirTimes(r, dir)
+	}
+	m := fs.begin(r)
+	defer m.end()
+	fs.table.removing(n, dir, last)
+	if err := unix.Unlinkat(dir.fd, name, flags); err != nil {
+		fs.table.kept(n, dir, last)
+		return errStatus(err)
+	}
+	if last {
+		fs.table.removed(n, dir, name, &st)
+	} else {
+		fs.table.removed(n, dir, name, nil)
+	}
+	if !tracked {
+		return m.commitDirTimes(dir)
+	}
+	fs.setParentTime(r, dir)
+	_, s := m.commit(nil)
+	return s
+}
+
+// Rename moves a name, over another one or swapping with it.
+func (fs *FS) Rename(cancel <-chan struct{}, in *fuse.RenameIn, oldName, newName string) fuse.Status {
+	from, to := fs.table.get(in.NodeId), fs.table.get(in.Newdir)
+	if from == nil || to == nil {
+		return fuse.Status(unix.ESTALE)
+	}
+	if in.Flags&^(unix.RENAME_NOREPLACE|unix.RENAME_EXCHANGE) != 0 {
+		return fuse.EINVAL // RENAME_WHITEOUT
+	}
+	if s := fs.gate.enter(cancel); !s.Ok() {
+		return s
+	}
+	defer fs.gate.leave()
+	ren := rename{fs: fs, from: from, to: to, oldName: oldName, newName: newName, flags: in.Flags}
+	if s, done := ren.files(); done {
+		return s
+	}
+	// A directory's rename changes the paths of all below it: do it alone.
+	fs.tree.Lock()
+	defer fs.tree.Unlock()
+	if _, err := ren.look(); err != nil {
+		return errStatus(err)
+	}
+	return ren.run()
+}
+
+// files does the rename if no directory moves.
+func (r *rename) files() (s fuse.Status, done bool) {
+	r.fs.tree.RLock()
+	defer r.fs.tree.RUnlock()
+	dir, err := r.look()
+	if err != nil {
+		return errStatus(err), true
+	}
+	if dir {
+		return 0, false
+	}
+	unlock, again, err := r.lock()
+	if err != nil {
+		return errStatus(err), true
+	}
+	if again {
+		return 0, false
+	}
+	defer unlock()
+	return r.run(), true
+}
+
+type rename struct {
+	fs               *FS
+	from, to         *inode
+	oldName, newName string
+	flags            uint32
+
+	src, dst     unix.Stat_t
+	hasDst       bool
+	srcIn, dstIn *inode
+}
+
+// look sees what the two names are, and whether a directory moves.
+func (r *rename) look() (dir bool, err error) {
+	if err := unix.Fstatat(r.from.fd, r.oldName, &r.src, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return false, err
+	}
+	err = unix.Fstatat(r.to.fd, r.newName, &r.dst, unix.AT_SYMLINK_NOFOLLOW)
+	if err != nil && err != unix.ENOENT {
+		return false, err
+	}
+	r.hasDst = err == nil
+	r.srcIn = r.fs.table.getKey(keyOf(&r.src))
+	r.dstIn = nil
+	if r.hasDst {
+		r.dstIn = r.fs.table.getKey(keyOf(&r.dst))
+	}
+	isDir := r.src.Mode&unix.S_IFMT == unix.S_IFDIR || r.hasDst && r.dst.Mode&unix.S_IFMT == unix.S_IFDIR
+	return isDir, nil
+}
+
+// lock takes the inode locks for a rename of files; again when what look saw
+// is no longer so.
+func (r *rename) lock() (unlock func(), again bool, err error) {
+	src, dst, had := keyOf(&r.src), keyOf(&r.dst), r.hasDst
+	srcIn, dstIn := r.srcIn, r.dstIn
+	unlock = lockInodes(r.from, r.to, srcIn, dstIn)
+	dir, err := r.look()
+	if err != nil {
+		unlock()
+		return nil, false, err
+	}
+	if dir || keyOf(&r.src) != src || r.hasDst != had || had && keyOf(&r.dst) != dst || r.srcIn != srcIn || r.dstIn != dstIn {
+		unlock()
+		return nil, true, nil
+	}
+	return unlock, false, nil
+}
+
+func (r *rename) run() fuse.Status {
+	fs, exchange := r.fs, r.flags&unix.RENAME_EXCHANGE != 0
+	oldPath, oldIn := fs.table.entryPath(r.from, r.oldName)
+	newPath, newIn := fs.table.entryPath(r.to, r.newName)
+	srcSock := r.src.Mode&unix.S_IFMT == unix.S_IFSOCK
+	dstSock := r.hasDst && r.dst.Mode&unix.S_IFMT == unix.S_IFSOCK
+	if exchange && oldIn != newIn {
+		// Each side would have to travel as a deletion and a copy at once.
+		// Nobody swaps with an excluded path; rename(2) knows EXDEV.
+		return fuse.EXDEV
+	}
+	if r.src.Mode&unix.S_IFMT == unix.S_IFDIR && fs.crossesBelow(r.srcIn, oldPath, newPath, oldIn, newIn) {
+		return fuse.EXDEV
+	}
+	if r.hasDst && !exchange && keyOf(&r.src) == keyOf(&r.dst) {
+		// Two names of one file: rename(2) does nothing.
+		return errStatus(unix.Renameat2(r.from.fd, r.oldName, r.to.fd, r.newName, uint(r.flags)))
+	}
+
+	rec := fs.newRecord(record.OpRename)
+	rec.Path, rec.Path2 = newPath, oldPath
+	rec.Fields = record.FieldPath | record.FieldPath2
+	// The store's inode numbers tell a recovery whether it happened.
+	rec.Size, rec.Length = int64(r.src.Ino), int64(r.dst.Ino)
+	rec.Fields |= record.FieldSize | record.FieldLength
+	if exchange {
+		rec.Flags |= record.FlagExchange
+	}
+	m := fs.begin(rec)
+	defer m.end()
+	over := r.hasDst && !exchange
+	last := r.dst.Mode&unix.S_IFMT == unix.S_IFDIR || r.dst.Nlink <= 1
+	ghost := -1
+	if over {
+		if last && r.dstIn != nil && (r.dstIn.typ == unix.S_IFREG || r.dstIn.typ == unix.S_IFLNK) {
+			if fd, err := unix.Openat(r.to.fd, r.newName, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0); err == nil {
+				ghost = fd
+			}
+		}
+		fs.table.removing(r.dstIn, r.to, last)
+	}
+	if err := unix.Renameat2(r.from.fd, r.oldName, r.to.fd, r.newName, uint(r.flags)); err != nil {
+		if over {
+			fs.table.kept(r.dstIn, r.to, last)
+		}
+		if ghost >= 0 {
+			unix.Close(ghost)
+		}
+		return errStatus(err)
+	}
+	if ghost >= 0 {
+		fs.table.bury(r.dstIn, ghost)
+	}
+	rec.Fields &^= record.FieldSize | record.FieldLength
+	rec.Size, rec.Length = 0, 0
+	r.updateTable(exchange, last)
+	if r.srcIn != nil {
+		rec.FileID = r.srcIn.id
+		rec.Fields |= record.FieldFileID
+	}
+	fs.setParentTime(rec, r.to)
+	if rec.Fields.Has(record.FieldParentMtime) {
+		var st unix.Stat_t
+		if unix.Fstat(r.from.fd, &st) == nil {
+			rec.Parent2Mtime = mtimeOf(&st)
+			rec.Fields |= record.FieldParent2Mtime
+		}
+	}
+	if exchange {
+		return r.recordExchange(&m, oldIn, srcSock, dstSock)
+	}
+	return r.record(&m, oldIn, newIn, srcSock, dstSock)
+}
+
+func (r *rename) updateTable(exchange, last bool) {
+	t := &r.fs.table
+	if exchange {
+		t.moved(r.srcIn, r.from, r.oldName, r.to, r.newName)
+		t.moved(r.dstIn, r.to, r.newName, r.from, r.oldName)
+		return
+	}
+	if r.hasDst {
+		if last {
+			t.removed(r.dstIn, r.to, r.newName, &r.dst)
+		} else {
+			t.removed(r.dstIn, r.to, r.newName, nil)
+		}
+	}
+	t.moved(r.srcIn, r.from, r.oldName, r.to, r.newName)
+}
+
+// record appends what a plain rename is to the standbys, who know neither
+// sockets nor excluded paths.
+func (r *rename) record(m *mutation, oldIn, newIn, srcSock, dstSock bool) fuse.Status {
+	fs, rec := r.fs, m.rec
+	victim := r.hasDst && newIn && !dstSock
+	if victim && r.dstIn != nil {
+		rec.FileID2 = r.dstIn.id
+		rec.Fields |= record.FieldFileID2
+		if r.dst.Mode&unix.S_IFMT == unix.S_IFDIR || r.dst.Nlink <= 1 {
+			rec.Flags |= record.FlagLast
+		}
+	}
+	srcHere, dstHere := oldIn && !srcSock, newIn && !srcSock
+	switch {
+	case srcHere && dstHere:
+		_, s := m.commit(nil)
+		return s
+	case srcHere: // it leaves
+		r.leave(m, rec.Path2, rec.Parent2Mtime)
+		fs.recordDirTimes(r.to)
+		_, s := m.commit(nil)
+		return s
+	case dstHere: // it enters
+		if victim {
+			r.leave(m, rec.Path, rec.ParentMtime)
+			// The intent stays: what follows belongs to it.
+			part := mutation{fs: fs, rec: rec}
+			if _, s := part.commit(nil); !s.Ok() {
+				return s
+			}
+		}
+		s := fs.emitEntering(r.to, r.newName)
+		fs.recordDirTimes(r.from)
+		return s
+	case victim: // a socket took a file's place
+		r.leave(m, rec.Path, rec.ParentMtime)
+		rec.FileID, rec.Fields = rec.FileID2, rec.Fields|record.FieldFileID
+		if r.from != r.to {
+			fs.recordDirTimes(r.from)
+		}
+		_, s := m.commit(nil)
+		return s
+	}
+	fs.recordDirTimes(r.from)
+	if r.from != r.to {
+		fs.recordDirTimes(r.to)
+	}
+	return fuse.OK
+}
+
+// leave turns the record into the removal of path.
+func (r *rename) leave(m *mutation, path string, parent record.Timespec) {
+	m.rec.Op, m.rec.Flags = record.OpRemoveTree, m.rec.Flags&record.FlagLast
+	m.rec.Path, m.rec.Path2, m.rec.ParentMtime = path, "", parent
+	m.rec.Fields = record.FieldPath | record.FieldParentMtime | m.rec.Fields&(record.FieldFileID|record.FieldFileID2)
+}
+
+func (r *rename) recordExchange(m *mutation, in, srcSock, dstSock bool) fuse.Status {
+	rec := m.rec
+	switch {
+	case !in || srcSock && dstSock:
+		r.fs.recordDirTimes(r.from)
+		if r.from != r.to {
+			r.fs.recordDirTimes(r.to)
+		}
+		return fuse.OK
+	case dstSock:
+		rec.Flags &^= record.FlagExchange
+	case srcSock:
+		rec.Flags &^= record.FlagExchange
+		rec.Path, rec.Path2 = rec.Path2, rec.Path
+		rec.ParentMtime, rec.Parent2Mtime = rec.Parent2Mtime, rec.ParentMtime
+		rec.Fields &^= record.FieldFileID
+		if r.dstIn != nil {
+			rec.FileID, rec.Fields = r.dstIn.id, rec.Fields|record.FieldFileID
+		}
+	}
+	_, s := m.commit(nil)
+	return s
+}
+
+// crossesBelow tells whether the rename of a directory would change which of
+// the paths below it are excluded. mv(1) copies when told EXDEV.
+func (fs *FS) crossesBelow(dir *inode, oldPath, newPath string, oldIn, newIn bool) bool {
+	if !oldIn || !newIn || dir == nil {
+		return false
+	}
+	differs := false
+	walkNames(dir.fd, func(rel string) bool {
+		differs = fs.cfg.Excluded(oldPath+"/"+rel) != fs.cfg.Excluded(newPath+"/"+rel)
+		return !differs
+	}, fs.deepExcludes(oldPath, newPath))
+	return differs
+}
+
+// deepExcludes says whether any exclusion can differ below the two paths, so
+// that a walk is needed at all.
+func (fs *FS) deepExcludes(paths ...string) bool {
+	if fs.cfg.DeepExcludes == nil {
+		return false
+	}
+	return slices.ContainsFunc(paths, fs.cfg.DeepExcludes)
+}
