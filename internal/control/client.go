@@ -1,0 +1,84 @@
+package control
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+
+	"golang.org/x/sys/unix"
+)
+
+// Client talks to the node that listens at a control socket.
+type Client struct {
+	path string
+	http *http.Client
+}
+
+// UnsafeError is a refusal that only force overrides.
+type UnsafeError struct{ Reason string }
+
+func (e *UnsafeError) Error() string { return e.Reason }
+
+// NewClient makes a client; nothing is contacted yet.
+func NewClient(path string) *Client {
+	var d net.Dialer
+	return &Client{path: path, http: &http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return d.DialContext(ctx, "unix", path)
+		},
+		DisableKeepAlives: true,
+	}}}
+}
+
+// Status asks for the node's status.
+func (c *Client) Status(ctx context.Context) (*Status, error) {
+	var st Status
+	return &st, c.do(ctx, http.MethodGet, "/v1/status", &st)
+}
+
+// Promote makes the node primary; see UnsafeError.
+func (c *Client) Promote(ctx context.Context, force bool) (*RoleChange, error) {
+	var r RoleChange
+	return &r, c.do(ctx, http.MethodPost, fmt.Sprintf("/v1/promote?force=%t", force), &r)
+}
+
+// Demote makes the node a standby.
+func (c *Client) Demote(ctx context.Context) (*RoleChange, error) {
+	var r RoleChange
+	return &r, c.do(ctx, http.MethodPost, "/v1/demote", &r)
+}
+
+func (c *Client) do(ctx context.Context, method, path string, out any) error {
+	req, err := http.NewRequestWithContext(ctx, method, "http://replfs"+path, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := c.http.Do(req)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ECONNREFUSED):
+		return fmt.Errorf("no replfs runs here (nobody listens at %s): start it with `replfs mount` or systemctl start replfs", c.path)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("control socket %s: permission denied: run as root", c.path)
+	case err != nil:
+		return fmt.Errorf("ask the node at %s: %w", c.path, err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusOK {
+		if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
+			return fmt.Errorf("read the node's answer: %w", err)
+		}
+		return nil
+	}
+	var f failure
+	if err := json.NewDecoder(resp.Body).Decode(&f); err != nil {
+		return fmt.Errorf("the node answers %s", resp.Status)
+	}
+	if f.Unsafe {
+		return &UnsafeError{f.Error}
+	}
+	return errors.New(f.Error)
+}

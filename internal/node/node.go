@@ -1,0 +1,274 @@
+// Package node joins the parts into one daemon: the file system, the log, the
+// senders or the applier, and the decisions about roles.
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+
+	"github.com/replfs/replfs/election"
+	"github.com/replfs/replfs/fs"
+	"github.com/replfs/replfs/internal/config"
+	"github.com/replfs/replfs/internal/exclude"
+	"github.com/replfs/replfs/internal/pki"
+	"github.com/replfs/replfs/replicate"
+	"github.com/replfs/replfs/replicate/apply"
+	"github.com/replfs/replfs/replicate/oplog"
+	"github.com/replfs/replfs/replicate/wire"
+)
+
+// Node is a running data node.
+type Node struct {
+	wire.UnimplementedReplicationServer
+	cfg     *config.Config
+	view    *config.NodeView
+	log     *zap.Logger
+	started time.Time
+
+	lock    *os.File
+	state   *election.Store
+	oplog   *oplog.Log
+	insync  *replicate.InSync
+	standby *replicate.Standby
+	fs      *fs.FS
+	mount   *fs.Mount
+	grpc    *grpc.Server
+
+	// role changes are serialized by changing.
+	changing sync.Mutex
+
+	mu       sync.Mutex
+	role     wire.Role
+	senders  []*sender
+	suspect  string
+	notice   string // what an administrator should know about the last role change
+	unclean  bool
+	quitting bool
+}
+
+type sender struct {
+	*replicate.Sender
+	peer   config.Node
+	cancel context.CancelFunc
+	done   chan struct{}
+}
+
+// Run runs the node until ctx ends; then it drains, unmounts and returns nil.
+func Run(ctx context.Context, view *config.NodeView, log *zap.Logger) error {
+	n := &Node{cfg: view.Config, view: view, log: log, started: time.Now(), role: wire.Role_ROLE_STARTING}
+	recovered, err := n.open()
+	if err != nil {
+		return errors.Join(err, n.close())
+	}
+	lis, err := net.Listen("tcp", view.Address)
+	if err != nil {
+		err = fmt.Errorf("listen for peers at %s: %w (is the address this machine's, and free?)", view.Address, err)
+		return errors.Join(err, n.close())
+	}
+	wire.RegisterReplicationServer(n.grpc, n)
+	go func() {
+		if err := n.grpc.Serve(lis); err != nil {
+			n.log.Error("peer server ended", zap.Error(err))
+		}
+	}()
+	ctl, err := n.serveControl()
+	if err != nil {
+		return errors.Join(err, n.close())
+	}
+	defer ctl.close()
+	if err := n.start(ctx, recovered); err != nil {
+		return errors.Join(err, n.close())
+	}
+	n.notify(daemon.SdNotifyReady)
+	var lost error
+	select {
+	case <-ctx.Done():
+		log.Info("stopping")
+	case <-n.mount.Done():
+		// An error, so that a supervisor starts the node again.
+		lost = fmt.Errorf("somebody unmounted %s", view.Mount)
+		log.Error("the mount was taken away; stopping")
+	}
+	n.notify(daemon.SdNotifyStopping)
+	return errors.Join(lost, n.stop())
+}
+
+func (n *Node) notify(state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		n.log.Warn("cannot notify systemd", zap.Error(err))
+	}
+}
+
+// open takes what the node needs, in the order in which it is used.
+func (n *Node) open() (oplog.Recovered, error) {
+	var none oplog.Recovered
+	unix.Umask(0) // modes of new files are the caller's
+	v := n.view
+	if err := os.MkdirAll(v.State, 0o700); err != nil {
+		return none, fmt.Errorf("make the state directory: %w", err)
+	}
+	runtime := filepath.Dir(v.Control)
+	if err := os.MkdirAll(runtime, 0o755); err != nil {
+		return none, fmt.Errorf("make the runtime directory: %w", err)
+	}
+	if err := n.takeLock(); err != nil {
+		return none, err
+	}
+	if v.TLS != nil {
+		if _, err := pki.Check(pki.Files(*v.TLS), v.Cluster, v.Name); err != nil {
+			return none, err
+		}
+	}
+	excl, err := exclude.New(n.cfg.Replication.Exclude)
+	if err != nil {
+		return none, err
+	}
+	if n.state, err = election.OpenStore(v.State, v.Cluster, v.Name); err != nil {
+		return none, err
+	}
+	ring := filepath.Join(runtime, fmt.Sprintf("%s-%s.ring", v.Cluster, v.Name))
+	var recovered oplog.Recovered
+	n.oplog, recovered, err = oplog.Open(ring, oplog.Options{Size: int64(n.cfg.Replication.Ring)})
+	if err != nil {
+		return none, fmt.Errorf("open the log ring %s: %w", ring, err)
+	}
+	n.insync = replicate.NewInSync(replicate.InSyncConfig{
+		Durability: replicate.Durability(n.cfg.Replication.Durability),
+		AckTimeout: n.cfg.Replication.AckTimeout.Std(),
+		Last:       n.oplog.Last,
+		Persist: func(set []string) error {
+			return n.state.Update(func(s *election.State) { s.InSync = set })
+		},
+		Log: n.log,
+	})
+	n.standby, err = replicate.NewStandby(replicate.StandbyConfig{
+		Node: v.Name, Store: v.Store, Salvage: filepath.Join(v.State, "salvage"),
+		Excluded: excl.Excluded, Log: n.oplog,
+		Applier: apply.Config{StateFile: filepath.Join(v.State, "applied.state"), Log: n.log},
+		Self:    n.self, Greeted: n.greeted, Epoch: n.epochBegan, Begin: n.copyBegins,
+		Logger: n.log,
+	})
+	if err != nil {
+		return none, err
+	}
+	n.fs, err = fs.New(fs.Config{
+		Store: v.Store, Log: logAdapter{n.oplog, n.insync}, Logger: n.log,
+		Excluded: excl.Excluded, DeepExcludes: excl.Below, Suspect: n.markSuspect,
+	})
+	if err != nil {
+		return none, err
+	}
+	if n.mount, err = n.fs.Mount(v.Mount, fs.MountOptions{Source: "replfs:" + v.Cluster}); err != nil {
+		return none, err
+	}
+	n.grpc, err = n.newServer()
+	return recovered, err
+}
+
+// takeLock keeps two daemons from using one state.
+func (n *Node) takeLock() error {
+	path := filepath.Join(n.view.State, "lock")
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", path, err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return fmt.Errorf("%s is locked: another replfs runs with this state directory", path)
+		}
+		return fmt.Errorf("lock %s: %w", path, err)
+	}
+	n.lock = f
+	return nil
+}
+
+// close gives back what open took, as far as it came; role work has ended.
+func (n *Node) close() error {
+	var errs []error
+	if n.grpc != nil {
+		n.grpc.Stop()
+	}
+	if n.mount != nil {
+		errs = append(errs, n.mount.Unmount(unmountWait))
+	}
+	if n.standby != nil {
+		errs = append(errs, n.standby.Close())
+	}
+	if n.fs != nil {
+		errs = append(errs, n.fs.Close())
+	}
+	if n.oplog != nil {
+		errs = append(errs, n.oplog.Close())
+	}
+	if n.lock != nil {
+		errs = append(errs, n.lock.Close())
+	}
+	return errors.Join(errs...)
+}
+
+const unmountWait = 5 * time.Second
+
+// stop ends the node in an orderly way: no more mutations, everything drained
+// to the standbys in sync (for a bounded time), unmounted, durable.
+func (n *Node) stop() error {
+	n.changing.Lock()
+	defer n.changing.Unlock()
+	n.mu.Lock()
+	n.quitting = true
+	role := n.role
+	n.mu.Unlock()
+	if role == wire.Role_ROLE_PRIMARY {
+		n.fs.SetReadOnly()
+		last := n.oplog.Last()
+		for _, name := range n.insync.Set() {
+			if err := n.insync.WaitApplied(name, last, n.cfg.Replication.DrainTimeout.Std()); err != nil {
+				n.log.Warn("stopping before the standby has everything", zap.String("peer", name), zap.Error(err))
+			}
+		}
+		n.stopSenders()
+		n.insync.Stop()
+	} else {
+		n.standby.Stop()
+	}
+	if err := n.mount.Unmount(unmountWait); err != nil {
+		n.log.Error("cannot unmount", zap.Error(err))
+	}
+	n.mount = nil
+	err := n.syncStore()
+	if err == nil {
+		last := n.oplog.Last()
+		err = n.state.Update(func(s *election.State) { s.Clean, s.CleanLSN = true, last })
+	}
+	return errors.Join(err, n.close())
+}
+
+func (n *Node) syncStore() error {
+	d, err := os.Open(n.view.Store)
+	if err != nil {
+		return fmt.Errorf("open the store: %w", err)
+	}
+	defer d.Close()
+	if err := unix.Syncfs(int(d.Fd())); err != nil {
+		return fmt.Errorf("make the store durable: %w", err)
+	}
+	return nil
+}
+
+func (n *Node) markSuspect(reason string) {
+	n.mu.Lock()
+	n.suspect = reason
+	n.mu.Unlock()
+	n.log.Error("this node is suspect", zap.String("reason", reason))
+}

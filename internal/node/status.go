@@ -1,0 +1,157 @@
+package node
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/replfs/replfs/internal/control"
+	"github.com/replfs/replfs/internal/version"
+	"github.com/replfs/replfs/replicate"
+	"github.com/replfs/replfs/replicate/wire"
+)
+
+// contactLost is how long a standby may hear nothing of its primary, which
+// sends ten heartbeats a second, before it says so.
+const contactLost = 3 * time.Second
+
+// status is what `replfs status` shows.
+func (n *Node) status() *control.Status {
+	st := n.state.Get()
+	n.mu.Lock()
+	role, suspect, notice := n.role, n.suspect, n.notice
+	senders := append([]*sender(nil), n.senders...)
+	n.mu.Unlock()
+	out := &control.Status{
+		Version: version.Get().Version, Cluster: n.view.Cluster, ClusterID: st.ClusterID, Node: n.view.Name,
+		Role: "starting", Writable: n.fs.Writable(), Epoch: st.Epoch,
+		Durability: string(n.cfg.Replication.Durability), Mount: n.view.Mount, Store: n.view.Store,
+		Started: n.started, Peers: []control.Peer{}, History: []control.Epoch{}, Problems: []control.Problem{},
+	}
+	for _, e := range st.History {
+		out.History = append(out.History, control.Epoch(e))
+	}
+	if suspect != "" {
+		out.Problems = append(out.Problems, control.Problem{
+			What: "this node is suspect: " + suspect,
+			Do:   "look at the log; if this is the primary, promote the standby, then restart replfs here: it gets a complete copy",
+		})
+	}
+	switch role {
+	case wire.Role_ROLE_PRIMARY:
+		n.primaryStatus(out, senders)
+	case wire.Role_ROLE_STANDBY:
+		n.standbyStatus(out)
+	}
+	if notice != "" && role != wire.Role_ROLE_PRIMARY {
+		out.Problems = append(out.Problems, control.Problem{What: notice})
+	}
+	return out
+}
+
+func (n *Node) primaryStatus(out *control.Status, senders []*sender) {
+	last := n.oplog.Last()
+	out.Role, out.Primary, out.InSync = "primary", n.view.Name, true
+	out.LSN = control.LSNs{Appended: last, Received: last, Applied: last, Durable: last}
+	for _, s := range senders {
+		ss := s.Status()
+		p := control.Peer{
+			Name: s.peer.Name, Address: s.peer.Address, Role: "standby", State: ss.State,
+			InSync: n.insync.Has(s.peer.Name), LastContact: ss.LastContact, Error: ss.Error,
+		}
+		if ss.LastContact.IsZero() {
+			p.Role = "unknown"
+		}
+		received, applied, durable := n.insync.Progress(s.peer.Name)
+		p.LSN = control.LSNs{Appended: last, Sent: ss.Sent, Received: received, Applied: applied, Durable: durable}
+		if applied > 0 {
+			p.Lag = n.lag(applied, last)
+		}
+		if ss.Copy != nil {
+			out.Sync = &control.Sync{Node: s.peer.Name, Started: ss.Copy.Started, Files: ss.Copy.Files, Bytes: ss.Copy.Bytes}
+		}
+		if ss.Trouble != "" {
+			p.Error = ss.Trouble
+		}
+		out.LSN.Sent = max(out.LSN.Sent, ss.Sent)
+		out.Peers = append(out.Peers, p)
+		n.peerProblem(out, &p)
+	}
+}
+
+func (n *Node) peerProblem(out *control.Status, p *control.Peer) {
+	switch {
+	case p.State == "syncing":
+		out.Problems = append(out.Problems, control.Problem{
+			What: fmt.Sprintf("%s is receiving a complete copy: it cannot take over yet", p.Name),
+			Do:   "wait; `replfs status` shows the progress",
+		})
+	case p.Error != "":
+		out.Problems = append(out.Problems, control.Problem{
+			What: fmt.Sprintf("%s: %s", p.Name, p.Error),
+			Do:   "writes are acknowledged without it; mend it and it catches up by itself",
+		})
+	case !p.InSync:
+		out.Problems = append(out.Problems, control.Problem{
+			What: fmt.Sprintf("%s is not in sync: writes are acknowledged without it", p.Name),
+			Do:   "if this lasts, see the log of " + p.Name,
+		})
+	}
+}
+
+func (n *Node) lag(applied, last uint64) control.Lag {
+	if applied >= last {
+		return control.Lag{}
+	}
+	lag := control.Lag{Records: last - applied, Bytes: n.oplog.BytesAfter(applied)}
+	if t, ok := n.oplog.TimeOf(applied + 1); ok {
+		lag.Seconds = max(0, time.Since(t).Seconds())
+	}
+	return lag
+}
+
+func (n *Node) standbyStatus(out *control.Status) {
+	sb := n.standby.Status()
+	last := n.oplog.Last()
+	appended := max(sb.Appended, last)
+	out.Role, out.Primary, out.InSync = "standby", sb.Primary, sb.InSync
+	out.LSN = control.LSNs{Appended: appended, Sent: appended, Received: max(last, sb.Applied), Applied: sb.Applied, Durable: sb.Durable}
+	out.Lag = n.lag(sb.Applied, last)
+	out.Lag.Records = appended - min(appended, sb.Applied)
+	for _, p := range n.view.Peers() {
+		peer := control.Peer{Name: p.Name, Address: p.Address, Role: "unknown", State: "unreachable"}
+		if p.Name == sb.Primary {
+			peer.LastContact = sb.LastContact
+			if sb.Connected {
+				peer.Role, peer.State, peer.InSync = "primary", "streaming", true
+			}
+		}
+		out.Peers = append(out.Peers, peer)
+	}
+	if sb.Copy != nil {
+		out.Sync = &control.Sync{Node: n.view.Name, Started: sb.Copy.Started, Files: sb.Copy.Files, Bytes: sb.Copy.Bytes}
+	}
+	n.standbyProblems(out, &sb)
+}
+
+func (n *Node) standbyProblems(out *control.Status, sb *replicate.StandbyStatus) {
+	add := func(what, do string) { out.Problems = append(out.Problems, control.Problem{What: what, Do: do}) }
+	copying := replicate.Copying(sb.State)
+	if !sb.Connected || time.Since(sb.LastContact) > contactLost {
+		what := "no primary is connected"
+		if sb.Primary != "" {
+			what = fmt.Sprintf("no contact with the primary %s since %s", sb.Primary, sb.LastContact.Format(time.RFC3339))
+		}
+		add(what, "if the primary is gone for good, run `replfs promote` here; otherwise see its log and this one")
+	}
+	switch {
+	case copying:
+		add("a complete copy is under way: this node cannot take over yet", "wait; if it does not move, see the log")
+	case sb.Suspect != "":
+		add("the store is suspect: "+sb.Suspect, "it gets a complete copy when the primary connects")
+	}
+	if sb.Trouble != "" {
+		add("the store does not take what the primary sends: "+sb.Trouble, "mend that; it goes on by itself")
+	} else if !sb.InSync && !copying && sb.Suspect == "" {
+		add("this node is not in sync: the primary acknowledges writes without it", "if this lasts, see the log of the primary")
+	}
+}
