@@ -2,6 +2,7 @@ package fs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -136,6 +137,9 @@ func (e *Emission) dir(ctx context.Context, dir *inode) error {
 		defer e.enter()()
 		return readNames(dir.fd)
 	}()
+	if errors.Is(err, unix.ENOENT) {
+		return nil // removed meanwhile, as a mutation of its own
+	}
 	if err != nil {
 		return fmt.Errorf("list a directory: %w", err)
 	}
@@ -210,12 +214,19 @@ func (e *Emission) state(dir *inode, name string, contents bool) (n *inode, fd i
 		return n, -1, fmt.Errorf("read attributes of %q: %w", path, err)
 	}
 	fs.setParentTime(r, dir)
+	if contents {
+		r.Flags |= record.FlagContents // of every type: what is there is out of date
+	}
 	fd = -1
 	known := e.otherNames(r, n, &st)
 	if n.typ == unix.S_IFREG {
-		if fd, err = e.fileState(r, dir, name, &st, known, contents); err != nil {
+		r.Size, r.Fields = st.Size, r.Fields|record.FieldSize
+	}
+	if n.typ == unix.S_IFREG && (contents || !known) {
+		if fd, err = openContent(dir, name); err != nil {
 			return n, -1, fmt.Errorf("open %q: %w", path, err)
 		}
+		r.Flags |= record.FlagMore
 	}
 	r.Flags |= e.flags
 	if _, err := fs.cfg.Log.Append(r, nil, nil); err != nil {
@@ -246,17 +257,8 @@ func (e *Emission) otherNames(r *record.Record, n *inode, st *unix.Stat_t) (know
 	return known
 }
 
-// fileState completes the record of a regular file: whether content follows.
-func (e *Emission) fileState(r *record.Record, dir *inode, name string, st *unix.Stat_t, known, contents bool) (int, error) {
-	r.Size = st.Size
-	r.Fields |= record.FieldSize
-	if contents {
-		r.Flags |= record.FlagContents
-	}
-	if known && !contents {
-		return -1, nil
-	}
-	r.Flags |= record.FlagMore
+// openContent opens a regular file to read what follows its attributes.
+func openContent(dir *inode, name string) (int, error) {
 	return unix.Openat(dir.fd, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NOATIME, 0)
 }
 

@@ -260,6 +260,9 @@ func (a *Applier) mutateCopy(rec *record.Record) error {
 	if rec.Op == record.OpFallocate && errors.Is(err, errDiverged) {
 		return a.shiftIncomplete(rec, err)
 	}
+	if rec.Op == record.OpRemoveXattr && errors.Is(err, unix.ENODATA) {
+		return a.removeMissed(rec, err)
+	}
 	if !errors.Is(err, unix.ENOENT) {
 		return err
 	}
@@ -278,6 +281,19 @@ func (a *Applier) missed(rec *record.Record) {
 	if f, ok := a.copy.links[rec.FileID]; ok && rec.Op != record.OpFsync {
 		mark(&a.copy.stale, f)
 	}
+}
+
+// removeMissed leaves out the removal of an attribute that is not here since
+// the file was passed by when it was set; all of the file's come again.
+func (a *Applier) removeMissed(rec *record.Record, err error) error {
+	p, e := a.present(rec.Path)
+	if e != nil {
+		return errors.Join(err, e)
+	}
+	if !p.itself || !a.copy.stale[inodeOf(&p.st)] {
+		return err
+	}
+	return nil
 }
 
 // shiftIncomplete leaves out a shift of a file whose size is not right yet as

@@ -517,6 +517,35 @@ func TestStaleByANameMadeMeanwhile(t *testing.T) {
 	r.equal()
 }
 
+// An attribute that was set under a name that is not here, and removed under
+// one that is.
+func TestStaleAttribute(t *testing.T) {
+	r := newCopyRig(t, func(p *primary) {
+		p.create("g", 0o644)
+		p.mkdir("d", 0o755)
+		p.link("g", "d/g")
+	})
+	r.p.stateOf("", 0)
+	r.p.whole("g", 0, "g", "d/g")
+	r.p.setxattr("d/g", "user.a", "missed")
+	r.p.removexattr("g", "user.a")
+	r.p.setxattr("g", "user.b", "kept")
+	r.p.remove(record.OpUnlink, "d/g")
+	r.p.stateOf("d", 0)
+	r.p.syncRecord(record.OpSyncEnd, "b", "id")
+	r.follow()
+	r.wantNeeds("g!")
+	r.needs = []string{"g!"}
+	r.finish()
+	// Once it is complete, an attribute that is not there is a difference.
+	if e := r.refused(&record.Record{
+		LSN: r.a.State().Applied + 1, Epoch: 1, Op: record.OpRemoveXattr, Path: "g", Name: "user.a",
+		Fields: record.FieldPath | record.FieldName,
+	}, true); !errors.Is(e, unix.ENODATA) {
+		t.Error(e)
+	}
+}
+
 // A file that is open may be one that lost its last name here, but not on the
 // primary.
 func TestOpenFileWithoutAName(t *testing.T) {
