@@ -92,7 +92,7 @@ func helperWorkload(arg string) int {
 		fmt.Println(err)
 		return 2
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 4*time.Minute)
 	defer cancel()
 	if _, err := workload.Run(ctx, l.Dir, l.Options); err != nil {
 		fmt.Println(err)

@@ -93,7 +93,7 @@ func (r *inSyncRig) fsync() (lsn uint64, done <-chan error) {
 	c := make(chan error, 1)
 	go func() { c <- r.WaitDurable(lsn) }()
 	// So that it counts as waiting in what follows.
-	for deadline := time.Now().Add(10 * time.Second); ; {
+	for deadline := time.Now().Add(time.Minute); ; {
 		r.InSync.mu.Lock()
 		wanted := r.wanted
 		r.InSync.mu.Unlock()
@@ -111,7 +111,7 @@ func (r *inSyncRig) released(done <-chan error) {
 		if err != nil {
 			r.t.Fatalf("fsync failed: %v", err)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		r.t.Fatal("fsync still waits")
 	}
 }
@@ -300,7 +300,7 @@ func TestAStandbyThatOnlyReceivesIsDropped(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-	case <-time.After(time.Second):
+	case <-time.After(time.Minute):
 		t.Fatalf("an fsync has waited for %v of a standby whose durable position stands still", 5*ackTimeout)
 	}
 	r.wantSet()
@@ -500,7 +500,7 @@ func TestStopTellsEveryWaiter(t *testing.T) {
 			if !errors.Is(err, ErrNotPrimary) {
 				t.Errorf("error %v, want ErrNotPrimary", err)
 			}
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatal("still waits after Stop")
 		}
 	}
@@ -568,7 +568,7 @@ func TestWaitApplied(t *testing.T) {
 		if err == nil || errors.Is(err, ErrNotPrimary) {
 			t.Errorf("error %v, want a timeout", err)
 		}
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("waits past its time")
 	}
 }

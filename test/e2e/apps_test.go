@@ -16,7 +16,7 @@ func TestApplications(t *testing.T) {
 	if _, err := lab.FindPostgres(); err != nil {
 		t.Skip(err)
 	}
-	ctx := bounded(t, 2*time.Minute)
+	ctx := bounded(t, 4*time.Minute)
 	c := started(t, ctx, lab.Options{})
 	dir, err := c.MakeDir(one, "apps")
 	must(t, err)

@@ -28,6 +28,10 @@ const (
 	two = "gl-2"
 )
 
+// hang is when something that should happen is taken not to: a machine may be
+// slow, and its disk busy.
+const hang = 60 * time.Second
+
 // seed is printed on failure; REPLFS_SEED repeats a run.
 func seed(t *testing.T) uint64 {
 	t.Helper()
@@ -143,7 +147,7 @@ func eventually(t *testing.T, ctx context.Context, limit time.Duration, what str
 // waitProblem waits until a node complains about something.
 func waitProblem(t *testing.T, ctx context.Context, c *lab.Cluster, node, text string) {
 	t.Helper()
-	eventually(t, ctx, 30*time.Second, fmt.Sprintf("%s says %q", node, text), func() error {
+	eventually(t, ctx, hang, fmt.Sprintf("%s says %q", node, text), func() error {
 		st, err := status(ctx, c, node)
 		if err == nil && !strings.Contains(problems(st), text) {
 			err = fmt.Errorf("it says %q", problems(st))

@@ -14,7 +14,7 @@ import (
 // TestFailover: the primary dies, the standby has everything acknowledged and
 // takes over; the old primary returns as a standby, and back again.
 func TestFailover(t *testing.T) {
-	ctx := bounded(t, 3*time.Minute)
+	ctx := bounded(t, 5*time.Minute)
 	s := seed(t)
 	rng := random(s)
 	c := started(t, ctx, lab.Options{})
@@ -79,7 +79,7 @@ func settleRole(t *testing.T, begun mark, reason string) {
 // TestDivergence: what the dead primary had and never sent is kept when it
 // comes back, and named.
 func TestDivergence(t *testing.T) {
-	ctx := bounded(t, time.Minute)
+	ctx := bounded(t, 5*time.Minute)
 	c := started(t, ctx, lab.Options{Durability: "async"})
 	write := func(node, name string) {
 		t.Helper()

@@ -84,7 +84,7 @@ func fill(t *testing.T, root string, files int, rng *rand.Rand) {
 // TestFirstContact: a standby that begins empty gets what a primary holds,
 // while that changes.
 func TestFirstContact(t *testing.T) {
-	ctx := bounded(t, 2*time.Minute)
+	ctx := bounded(t, 4*time.Minute)
 	s := seed(t)
 	c := newCluster(t, lab.Options{})
 	fill(t, c.Store(one), rounds(2500, 40000), random(s))
@@ -108,7 +108,7 @@ func TestFirstContact(t *testing.T) {
 // TestStandbyRestarts: a standby that is stopped or killed under load goes on
 // where it was.
 func TestStandbyRestarts(t *testing.T) {
-	ctx := bounded(t, 2*time.Minute)
+	ctx := bounded(t, 4*time.Minute)
 	s := seed(t)
 	rng := random(s)
 	c := started(t, ctx, lab.Options{AckTimeout: time.Second})
@@ -139,7 +139,7 @@ func TestStandbyRestarts(t *testing.T) {
 // TestStandbyRestartsInCopy: a copy that is interrupted, on either side,
 // begins anew and ends well; until then the standby knows that it has nothing.
 func TestStandbyRestartsInCopy(t *testing.T) {
-	ctx := bounded(t, 2*time.Minute)
+	ctx := bounded(t, 4*time.Minute)
 	s := seed(t)
 	c := newCluster(t, lab.Options{})
 	fill(t, c.Store(one), 1500, random(s))
@@ -169,7 +169,7 @@ func TestStandbyRestartsInCopy(t *testing.T) {
 // copying waits until the standby is in the middle of a complete copy.
 func copying(t *testing.T, ctx context.Context, c *lab.Cluster) {
 	t.Helper()
-	eventually(t, ctx, 20*time.Second, "a copy is under way", func() error {
+	eventually(t, ctx, hang, "a copy is under way", func() error {
 		st, err := status(ctx, c, two)
 		if err == nil && (st.Sync == nil || st.Sync.Files < 20) {
 			err = fmt.Errorf("sync %+v, in sync %v", st.Sync, st.InSync)
@@ -195,7 +195,7 @@ func salvaged(t *testing.T, c *lab.Cluster, node string) string {
 // TestFullStandby: a standby whose disk is full stops at the record that does
 // not fit, says so, counts no more, and goes on when there is room.
 func TestFullStandby(t *testing.T) {
-	ctx := bounded(t, time.Minute)
+	ctx := bounded(t, 5*time.Minute)
 	c := newCluster(t, lab.Options{})
 	must(t, unix.Mount("tmpfs", c.Store(two), "tmpfs", 0, "size=8m,mode=700"))
 	start(t, ctx, c)
@@ -219,7 +219,7 @@ func TestFullStandby(t *testing.T) {
 	begun.want(t, msgReceiving, 0)
 	// Its file system must go before the directory can.
 	must(t, c.Process(two).Signal(syscall.SIGTERM))
-	_, err = c.Process(two).Wait(20 * time.Second)
+	_, err = c.Process(two).Wait(hang)
 	must(t, err)
 	must(t, unix.Unmount(c.Store(two), 0))
 }

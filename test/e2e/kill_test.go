@@ -15,7 +15,7 @@ import (
 // TestKillPrimary: a primary that was killed continues its log: no complete
 // copy, nothing acknowledged lost, both stores equal.
 func TestKillPrimary(t *testing.T) {
-	ctx := bounded(t, 3*time.Minute)
+	ctx := bounded(t, 5*time.Minute)
 	s := seed(t)
 	rng := random(s)
 	c := started(t, ctx, lab.Options{})
@@ -51,7 +51,7 @@ func TestKillPrimary(t *testing.T) {
 
 // TestKillStandby: the standby dies at random moments of a load that goes on.
 func TestKillStandby(t *testing.T) {
-	ctx := bounded(t, 3*time.Minute)
+	ctx := bounded(t, 5*time.Minute)
 	s := seed(t)
 	rng := random(s)
 	c := started(t, ctx, lab.Options{AckTimeout: 500 * time.Millisecond})
@@ -80,7 +80,7 @@ func TestKillStandby(t *testing.T) {
 
 // TestKillBoth: both daemons die within a moment, in either order.
 func TestKillBoth(t *testing.T) {
-	ctx := bounded(t, 3*time.Minute)
+	ctx := bounded(t, 5*time.Minute)
 	s := seed(t)
 	rng := random(s)
 	c := started(t, ctx, lab.Options{})

@@ -118,7 +118,7 @@ func (l *load) verify(root string) {
 func (l *load) moving(ctx context.Context) {
 	l.t.Helper()
 	before := l.acked()
-	eventually(l.t, ctx, 30*time.Second, "load "+l.name+" goes on", func() error {
+	eventually(l.t, ctx, hang, "load "+l.name+" goes on", func() error {
 		if l.acked() < before+5 {
 			return fmt.Errorf("%d lines acknowledged, then %d", before, l.acked())
 		}

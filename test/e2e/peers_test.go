@@ -75,7 +75,7 @@ func (s *stranger) start(t *testing.T) {
 func (s *stranger) stop(t *testing.T) {
 	t.Helper()
 	must(t, s.p.Signal(syscall.SIGTERM))
-	if code, err := s.p.Wait(20 * time.Second); err != nil || code != 0 {
+	if code, err := s.p.Wait(hang); err != nil || code != 0 {
 		t.Errorf("the stranger ended with %d, %v:\n%s", code, err, s.p.Tail(10))
 	}
 }
@@ -109,7 +109,7 @@ func plain(text string) string { return strings.ReplaceAll(text, `\`, "") }
 // TestStrangers: a daemon at a standby's address that does not belong to the
 // cluster is turned away, both sides say why, and the cluster goes on.
 func TestStrangers(t *testing.T) {
-	ctx := bounded(t, 3*time.Minute)
+	ctx := bounded(t, 5*time.Minute)
 	c := started(t, ctx, lab.Options{Namespaces: true, AckTimeout: 500 * time.Millisecond})
 	cases := []struct {
 		name string
@@ -156,7 +156,7 @@ func TestStrangers(t *testing.T) {
 			}
 			s.start(t)
 			if tc.name == "id" {
-				eventually(t, ctx, 20*time.Second, "the other cluster is founded", func() error {
+				eventually(t, ctx, hang, "the other cluster is founded", func() error {
 					if !strings.Contains(s.p.Tail(100), `"msg":"primary"`) {
 						return fmt.Errorf("its log: %s", s.p.Tail(3))
 					}
@@ -164,7 +164,7 @@ func TestStrangers(t *testing.T) {
 				})
 				must(t, c.Network().Heal(one, two))
 			}
-			eventually(t, ctx, 30*time.Second, "both sides say why", func() error {
+			eventually(t, ctx, hang, "both sides say why", func() error {
 				p, err := peer(ctx, c, one, two)
 				if err != nil {
 					return err
@@ -180,7 +180,7 @@ func TestStrangers(t *testing.T) {
 			if st, err := status(ctx, c, one); err != nil || st.Role != "primary" || !strings.Contains(problems(st), "gl-2") {
 				t.Errorf("the primary says: %+v, %v", st, err)
 			}
-			returns(t, "with a stranger around", fsyncOf(t, c, one, "with "+tc.name), 10*time.Second)
+			returns(t, "with a stranger around", fsyncOf(t, c, one, "with "+tc.name), hang)
 			s.stop(t)
 			must(t, c.StartNode(ctx, two))
 			must(t, c.WaitInSync(ctx, one, two))
@@ -193,7 +193,7 @@ func TestStrangers(t *testing.T) {
 // TestOwnCertificate: a node does not even start with the certificate of
 // another one.
 func TestOwnCertificate(t *testing.T) {
-	ctx := bounded(t, time.Minute)
+	ctx := bounded(t, 5*time.Minute)
 	c := newCluster(t, lab.Options{Namespaces: true})
 	s := newStranger(t, c, two, func(_, own map[string]any) { own["tls"] = tlsOf(ours(t, c, one)) })
 	res, err := lab.Run(ctx, lab.Command{Name: "mount", Path: lab.Binary(t), Args: s.args, Namespace: s.ns})
@@ -206,7 +206,7 @@ func TestOwnCertificate(t *testing.T) {
 // TestStrangeClients: a client that is not a peer of the cluster gets no answer
 // from a node, whatever its certificate, and the node says so.
 func TestStrangeClients(t *testing.T) {
-	ctx := bounded(t, time.Minute)
+	ctx := bounded(t, 5*time.Minute)
 	c := started(t, ctx, lab.Options{Namespaces: true})
 	address := c.Namespace(one).Addr() + ":7410"
 	as := func(f pki.Files, cluster string) credentials.TransportCredentials {
@@ -278,7 +278,7 @@ func TestStrangeClients(t *testing.T) {
 					t.Errorf("%s: %v, want %q", name, err, tc.answer)
 				}
 			}
-			eventually(t, ctx, 5*time.Second, "the node's log", func() error {
+			eventually(t, ctx, hang, "the node's log", func() error {
 				b, err := os.ReadFile(begun.path)
 				if err == nil && !strings.Contains(plain(string(b[begun.offset:])), tc.log) {
 					err = fmt.Errorf("it does not say %q: %s", tc.log, b[begun.offset:])
@@ -293,6 +293,6 @@ func TestStrangeClients(t *testing.T) {
 	if p, err := peer(ctx, c, one, two); err != nil || !p.InSync {
 		t.Errorf("the standby is %+v, %v", p, err)
 	}
-	returns(t, "after strange clients", fsyncOf(t, c, one, "file"), 5*time.Second)
+	returns(t, "after strange clients", fsyncOf(t, c, one, "file"), hang)
 	equalStores(t, ctx, c, one, two)
 }

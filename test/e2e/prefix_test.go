@@ -83,7 +83,7 @@ func equalNow(t *testing.T, a, b string) []treediff.Difference {
 // which it was about to note. A record that it was in the middle of is the only
 // thing that may be half done, and doing it again completes it.
 func TestStandbyIsPrefix(t *testing.T) {
-	ctx := bounded(t, 2*time.Minute)
+	ctx := bounded(t, 4*time.Minute)
 	s := seed(t)
 	rng := random(s)
 	c := started(t, ctx, lab.Options{
@@ -175,7 +175,7 @@ func standbyState(t *testing.T, c *lab.Cluster) (path string, st apply.State) {
 // TestOrder (I2): what one thread does one after the other has growing numbers,
 // each operation one.
 func TestOrder(t *testing.T) {
-	ctx := bounded(t, time.Minute)
+	ctx := bounded(t, 5*time.Minute)
 	c := started(t, ctx, lab.Options{Durability: "async", Replication: map[string]any{"ring": ringSize}})
 	mount := c.Mount(one)
 	type step struct {

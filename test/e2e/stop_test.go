@@ -23,7 +23,7 @@ import (
 // TestStopDrains: SIGTERM ends a node in order, whatever its role: what was
 // written before is on the standby, the mount is gone, exit code 0.
 func TestStopDrains(t *testing.T) {
-	ctx := bounded(t, time.Minute)
+	ctx := bounded(t, 5*time.Minute)
 	s := seed(t)
 	c := started(t, ctx, lab.Options{Durability: "async"})
 	l := startLoad(t, ctx, c, one, "load", s)
@@ -59,7 +59,7 @@ func TestStopDrains(t *testing.T) {
 // TestStopWhileBusy: a process that sits in the mount does not keep a node from
 // ending.
 func TestStopWhileBusy(t *testing.T) {
-	ctx := bounded(t, time.Minute)
+	ctx := bounded(t, 5*time.Minute)
 	c := started(t, ctx, lab.Options{AckTimeout: time.Second})
 	for _, n := range []string{two, one} {
 		dir := c.Mount(n)
@@ -71,16 +71,14 @@ func TestStopWhileBusy(t *testing.T) {
 			f, err = os.Create(filepath.Join(dir, "open"))
 			must(t, err)
 		}
-		sitting := exec.Command("sleep", "60")
+		sitting := exec.Command("sleep", "300")
 		sitting.Dir = dir
 		sitting.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 		must(t, sitting.Start())
-		// Five seconds for whoever is in the way to leave, and for the primary
-		// ack_timeout: its standby is away.
 		begun := time.Now()
 		err := c.StopNode(n)
-		if took := time.Since(begun); took > 9*time.Second {
-			t.Errorf("%s took %s to stop", n, took)
+		if took := time.Since(begun); took > hang {
+			t.Errorf("%s took %s to stop, as if it waited for who is in the way", n, took)
 		}
 		if f != nil {
 			if _, err := f.WriteString("x"); err == nil {
@@ -96,7 +94,7 @@ func TestStopWhileBusy(t *testing.T) {
 // TestStaleMount: a dead mount in the way, one that is alive, and a mount point
 // that is not fit for it.
 func TestStaleMount(t *testing.T) {
-	ctx := bounded(t, time.Minute)
+	ctx := bounded(t, 5*time.Minute)
 	c := newCluster(t, lab.Options{})
 	must(t, c.StartNode(ctx, one))
 	must(t, c.WaitRole(ctx, one, "primary"))
@@ -128,7 +126,7 @@ func TestStaleMount(t *testing.T) {
 // TestSecondDaemon: the state directory belongs to one process, and the one
 // that is there goes on.
 func TestSecondDaemon(t *testing.T) {
-	ctx := bounded(t, time.Minute)
+	ctx := bounded(t, 5*time.Minute)
 	c := started(t, ctx, lab.Options{})
 	for _, n := range c.Names() {
 		res, err := c.Command(ctx, n, "mount")
@@ -137,13 +135,13 @@ func TestSecondDaemon(t *testing.T) {
 			t.Errorf("a second daemon of %s: %+v", n, res)
 		}
 	}
-	returns(t, "beside refused daemons", fsyncOf(t, c, one, "file"), 5*time.Second)
+	returns(t, "beside refused daemons", fsyncOf(t, c, one, "file"), hang)
 	equalStores(t, ctx, c, one, two)
 }
 
 // TestCommands: what scripts rely on: exit codes and the fields of status.
 func TestCommands(t *testing.T) {
-	ctx := bounded(t, time.Minute)
+	ctx := bounded(t, 5*time.Minute)
 	c := newCluster(t, lab.Options{})
 	expect := func(node string, code int, text string, args ...string) lab.Result {
 		t.Helper()

@@ -103,7 +103,7 @@ func mountOf(t *testing.T, c *lab.Cluster, node string) *mountinfo.Info {
 // waitFlag waits until the kernel shows a mount as ro or rw.
 func waitFlag(t *testing.T, ctx context.Context, c *lab.Cluster, node, flag string) {
 	t.Helper()
-	eventually(t, ctx, 10*time.Second, fmt.Sprintf("the mount of %s is %s", node, flag), func() error {
+	eventually(t, ctx, hang, fmt.Sprintf("the mount of %s is %s", node, flag), func() error {
 		m := mountOf(t, c, node)
 		// The one that remounting changes is the superblock's.
 		if !slices.Contains(strings.Split(m.VFSOptions, ","), flag) {
@@ -116,7 +116,7 @@ func waitFlag(t *testing.T, ctx context.Context, c *lab.Cluster, node, flag stri
 // TestSwitchover: planned switchovers under load, to and fro, lose nothing and
 // leave both mounts where they are.
 func TestSwitchover(t *testing.T) {
-	ctx := bounded(t, 2*time.Minute)
+	ctx := bounded(t, 4*time.Minute)
 	s := seed(t)
 	rng := random(s)
 	c := started(t, ctx, lab.Options{})
@@ -216,7 +216,7 @@ func TestSwitchover(t *testing.T) {
 // keeps the kernel's flag from changing, not the gate; the handle works again
 // when the node is primary again.
 func TestOpenHandles(t *testing.T) {
-	ctx := bounded(t, time.Minute)
+	ctx := bounded(t, 5*time.Minute)
 	c := started(t, ctx, lab.Options{})
 	f, err := os.Create(filepath.Join(c.Mount(one), "open"))
 	must(t, err)

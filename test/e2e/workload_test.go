@@ -22,7 +22,7 @@ var neverOnFUSE = map[workload.Op]bool{
 // TestRandomWorkload: after thousands of random operations by several
 // writers, both stores are equal in every attribute.
 func TestRandomWorkload(t *testing.T) {
-	ctx := bounded(t, 2*time.Minute)
+	ctx := bounded(t, 4*time.Minute)
 	c := started(t, ctx, lab.Options{Durability: "async"})
 	stats, err := workload.Run(ctx, c.Mount(one), workload.Options{
 		Seed: seed(t), Writers: 6, Steps: rounds(12000, 200000), MaxBytes: 64 << 20, MaxFiles: 2000,

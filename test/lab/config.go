@@ -44,7 +44,7 @@ func (o Options) withDefaults() Options {
 		o.Durability = "fsync"
 	}
 	if o.AckTimeout == 0 {
-		o.AckTimeout = 3 * time.Second
+		o.AckTimeout = 10 * time.Second // a busy disk is no lost standby
 	}
 	if o.Logf == nil {
 		o.Logf = func(string, ...any) {}

@@ -153,7 +153,7 @@ func TestKillTakesDescendants(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = poll(t.Context(), 5*time.Second, "two processes", func(context.Context) error {
+	err = poll(t.Context(), time.Minute, "two processes", func(context.Context) error {
 		if got := inNamespace(t, ns); got != 2 {
 			return &countError{got}
 		}
@@ -186,7 +186,7 @@ func TestNothingOutlivesTheLab(t *testing.T) {
 		t.Fatal(err)
 	}
 	ready := filepath.Join(parent, "ready")
-	err := poll(t.Context(), 20*time.Second, "the victim", func(context.Context) error {
+	err := poll(t.Context(), time.Minute, "the victim", func(context.Context) error {
 		_, err := os.Stat(ready)
 		return err
 	})
@@ -204,7 +204,7 @@ func TestNothingOutlivesTheLab(t *testing.T) {
 	if err := cmd.Wait(); err == nil {
 		t.Error("the victim was not killed")
 	}
-	err = poll(t.Context(), 15*time.Second, "clean up after the victim", func(context.Context) error {
+	err = poll(t.Context(), time.Minute, "clean up after the victim", func(context.Context) error {
 		if _, err := os.Stat(filepath.Join("/proc", child)); err == nil {
 			return os.ErrExist
 		}
