@@ -210,7 +210,7 @@ func (e *Emission) state(dir *inode, name string, contents bool) (n *inode, fd i
 	r := fs.newRecord(record.OpState)
 	defer fs.putRecord(r)
 	r.Path, r.FileID = path, n.id
-	if err := fillState(r, fileRef{dir.fd, name}, &st); err != nil {
+	if err := fillState(r, fileRef{dirfd: dir.fd, name: name}, &st); err != nil {
 		return n, -1, fmt.Errorf("read attributes of %q: %w", path, err)
 	}
 	fs.setParentTime(r, dir)
@@ -332,7 +332,7 @@ func (e *Emission) rootState() error {
 	if _, err := fs.cfg.Log.Append(r, nil, nil); err != nil {
 		return fmt.Errorf("append the root's state: %w", err)
 	}
-	xs, err := readXattrs(fileRef{fs.storeFd, "."})
+	xs, err := readXattrs(fileRef{dirfd: fs.storeFd, name: "."})
 	if err != nil {
 		return fmt.Errorf("read the root's attributes: %w", err)
 	}

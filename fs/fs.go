@@ -208,6 +208,8 @@ func (m *mutation) end() {
 type fileRef struct {
 	dirfd int
 	name  string
+	// path: the file was opened with O_PATH.
+	path bool
 }
 
 func (r fileRef) stat(st *unix.Stat_t) error {

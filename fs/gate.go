@@ -40,9 +40,10 @@ func (g *gate) set(s gateState) {
 }
 
 // enter lets a mutation in, or says EROFS. A frozen gate holds it back until
-// it opens or closes, or the caller is interrupted: nothing was applied yet,
-// so EINTR is true then.
-func (g *gate) enter(cancel <-chan struct{}) fuse.Status {
+// it opens or closes, which its owner bounds. An interrupt does not end the
+// wait: FUSE has no restart, so that a program would see EINTR of calls that
+// never give it elsewhere, and Go's signal each other all the time.
+func (g *gate) enter() fuse.Status {
 	for {
 		g.inside.RLock()
 		g.mu.Lock()
@@ -56,11 +57,7 @@ func (g *gate) enter(cancel <-chan struct{}) fuse.Status {
 			return fuse.EROFS
 		}
 		g.inside.RUnlock()
-		select {
-		case <-change:
-		case <-cancel:
-			return fuse.EINTR
-		}
+		<-change
 	}
 }
 

@@ -328,7 +328,7 @@ func (t *table) removed(n, p *inode, name string, last *unix.Stat_t) {
 func (t *table) ghostRef(n *inode) (fileRef, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return fileRef{n.ghost, ""}, n.ghost >= 0
+	return fileRef{dirfd: n.ghost, path: true}, n.ghost >= 0
 }
 
 // bury keeps a descriptor of a file that was replaced, as long as the kernel
@@ -471,9 +471,9 @@ func (t *table) ref(n *inode) (fileRef, bool) {
 	defer t.mu.Unlock()
 	switch {
 	case n.fd >= 0:
-		return fileRef{n.fd, "."}, true
+		return fileRef{dirfd: n.fd, name: "."}, true
 	case len(n.names) > 0:
-		return fileRef{n.names[0].dir.fd, n.names[0].name}, true
+		return fileRef{dirfd: n.names[0].dir.fd, name: n.names[0].name}, true
 	}
 	return n.openRef()
 }
@@ -490,7 +490,7 @@ func (n *inode) openRef() (fileRef, bool) {
 		return fileRef{}, false
 	}
 	n.shared = true
-	return fileRef{n.handles[0].fd, ""}, true
+	return fileRef{dirfd: n.handles[0].fd}, true
 }
 
 // lockInodes locks up to four inodes, nil and repeated ones once, in the one

@@ -13,7 +13,7 @@ func (fs *FS) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fuse.Statu
 	if h == nil {
 		return fuse.EBADF
 	}
-	if s := fs.gate.enter(cancel); !s.Ok() {
+	if s := fs.gate.enter(); !s.Ok() {
 		return s
 	}
 	defer fs.gate.leave()
@@ -72,7 +72,7 @@ func (fs *FS) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRangeIn) (u
 	if src == nil || dst == nil {
 		return 0, fuse.EBADF
 	}
-	if s := fs.gate.enter(cancel); !s.Ok() {
+	if s := fs.gate.enter(); !s.Ok() {
 		return 0, s
 	}
 	defer fs.gate.leave()

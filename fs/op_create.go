@@ -25,7 +25,7 @@ type newEntry struct {
 // returns an open descriptor or -1, records it, and interns the inode.
 func (e *newEntry) make(cancel <-chan struct{}, call func(perm uint32) (int, error), st *unix.Stat_t) (*inode, int, fuse.Status) {
 	fs := e.fs
-	if s := fs.gate.enter(cancel); !s.Ok() {
+	if s := fs.gate.enter(); !s.Ok() {
 		return nil, -1, s
 	}
 	defer fs.gate.leave()
@@ -135,7 +135,7 @@ func (e *newEntry) inheritsGroup() bool {
 // hasDefaultACL tells whether new entries take their mode from the
 // directory's default ACL instead of the umask.
 func (fs *FS) hasDefaultACL(dir *inode) bool {
-	_, err := unix.Lgetxattr(fileRef{dir.fd, "."}.proc(), "system.posix_acl_default", nil)
+	_, err := unix.Lgetxattr(fileRef{dirfd: dir.fd, name: "."}.proc(), "system.posix_acl_default", nil)
 	return err == nil
 }
 
@@ -289,7 +289,7 @@ func (fs *FS) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, out *fu
 	if dir == nil || n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
-	if s := fs.gate.enter(cancel); !s.Ok() {
+	if s := fs.gate.enter(); !s.Ok() {
 		return s
 	}
 	defer fs.gate.leave()

@@ -55,7 +55,7 @@ func (fs *FS) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) f
 	writes := in.Flags&unix.O_ACCMODE != unix.O_RDONLY
 	trunc := in.Flags&unix.O_TRUNC != 0
 	if writes || trunc {
-		if s := fs.gate.enter(cancel); !s.Ok() {
+		if s := fs.gate.enter(); !s.Ok() {
 			return s
 		}
 		defer fs.gate.leave()
@@ -104,7 +104,8 @@ func (fs *FS) openInode(n *inode, flags int) (int, error) {
 		} else {
 			fd, err = unix.Openat(ref.dirfd, ref.name, flags, 0)
 		}
-		if err == unix.ENOENT || err == unix.ELOOP {
+		if err == unix.ENOENT || err == unix.ELOOP && flags&unix.O_PATH == 0 {
+			fs.dropStale(n, ref)
 			continue
 		}
 		if err != nil {
@@ -115,6 +116,7 @@ func (fs *FS) openInode(n *inode, flags int) (int, error) {
 			return fd, nil
 		}
 		unix.Close(fd)
+		fs.dropStale(n, ref)
 	}
 	return -1, unix.ESTALE
 }
@@ -129,7 +131,7 @@ func (fs *FS) truncateOpened(n *inode, fd int, writable, kill bool, gid uint32) 
 	m := fs.begin(r)
 	defer m.end()
 	// O_RDONLY | O_TRUNC truncates as well.
-	if err := fs.truncate(n, &handle{fd: fd, inode: n, writable: writable}, fileRef{fd, ""}, 0); err != nil {
+	if err := fs.truncate(n, &handle{fd: fd, inode: n, writable: writable}, fileRef{dirfd: fd}, 0); err != nil {
 		return errStatus(err)
 	}
 	var st unix.Stat_t
@@ -210,7 +212,7 @@ func (fs *FS) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint
 
 // write returns the LSN of the fsync that an O_SYNC write asks for, or 0.
 func (fs *FS) write(cancel <-chan struct{}, in *fuse.WriteIn, h *handle, data []byte) (uint32, uint64, fuse.Status) {
-	if s := fs.gate.enter(cancel); !s.Ok() {
+	if s := fs.gate.enter(); !s.Ok() {
 		return 0, 0, s
 	}
 	defer fs.gate.leave()
@@ -334,7 +336,7 @@ func (fs *FS) finishSync(fd int, dataOnly bool, lsn uint64) fuse.Status {
 // standbys, one of which is primary now, have its writes on disk.
 func (fs *FS) sync(n *inode, h *handle, fd int, dataOnly bool) fuse.Status {
 	var lsn uint64
-	if s := fs.gate.enter(nil); !s.Ok() {
+	if s := fs.gate.enter(); !s.Ok() {
 		if h.writable {
 			return s
 		}

@@ -87,10 +87,50 @@ func (fs *FS) statNamed(n *inode, st *unix.Stat_t) error {
 		} else if err != nil && err != unix.ENOENT {
 			return err
 		}
-		// It was just replaced or removed; or a standby's store changed
-		// underneath, and the kernel looks it up anew.
+		// It was just replaced or removed.
+		fs.dropStale(n, ref)
 	}
 	return unix.ESTALE
+}
+
+// dropStale forgets a name by which n was not found on a standby, whose store
+// changes underneath: n may have another one. A primary's names are right, but
+// for the moment of a rename or an unlink.
+func (fs *FS) dropStale(n *inode, ref fileRef) {
+	if fs.cacheTime() > 0 || ref.name == "" || n.isDir() {
+		return
+	}
+	t := &fs.table
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, dn := range n.names {
+		if dn.dir.fd == ref.dirfd && dn.name == ref.name {
+			t.pinned(n, func() { t.dropName(n, dn.dir, dn.name) })
+			return
+		}
+	}
+}
+
+// holdRef is table.ref, or what was replaced, for calls that cannot tell
+// whether they have met n. n.mu is held, which on a primary keeps the name n's;
+// on a standby it takes a descriptor, which release closes.
+func (fs *FS) holdRef(n *inode) (ref fileRef, release func(), err error) {
+	release = func() {}
+	ref, ok := fs.table.ref(n)
+	switch {
+	case !ok:
+		if ref, ok = fs.table.ghostRef(n); !ok {
+			return ref, release, unix.ESTALE
+		}
+		return ref, release, nil
+	case ref.name == "" || n.isDir() || fs.cacheTime() > 0:
+		return ref, release, nil
+	}
+	fd, err := fs.openInode(n, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC)
+	if err != nil {
+		return ref, release, err
+	}
+	return fileRef{dirfd: fd, path: true}, func() { unix.Close(fd) }, nil
 }
 
 // GetAttr is stat.
@@ -124,12 +164,11 @@ func (fs *FS) Readlink(_ <-chan struct{}, header *fuse.InHeader) ([]byte, fuse.S
 	}
 	n.mu.Lock() // the name stays n's
 	defer n.mu.Unlock()
-	ref, ok := fs.table.ref(n)
-	if !ok {
-		if ref, ok = fs.table.ghostRef(n); !ok {
-			return nil, fuse.Status(unix.ESTALE)
-		}
+	ref, release, err := fs.holdRef(n)
+	if err != nil {
+		return nil, errStatus(err)
 	}
+	defer release()
 	target, err := readlinkat(ref)
 	if err != nil {
 		return nil, errStatus(err)

@@ -45,7 +45,7 @@ func (fs *FS) remove(cancel <-chan struct{}, header *fuse.InHeader, name string,
 	if dir == nil {
 		return fuse.Status(unix.ESTALE)
 	}
-	if s := fs.gate.enter(cancel); !s.Ok() {
+	if s := fs.gate.enter(); !s.Ok() {
 		return s
 	}
 	defer fs.gate.leave()
@@ -102,7 +102,7 @@ func (fs *FS) Rename(cancel <-chan struct{}, in *fuse.RenameIn, oldName, newName
 	if in.Flags&^(unix.RENAME_NOREPLACE|unix.RENAME_EXCHANGE) != 0 {
 		return fuse.EINVAL // RENAME_WHITEOUT
 	}
-	if s := fs.gate.enter(cancel); !s.Ok() {
+	if s := fs.gate.enter(); !s.Ok() {
 		return s
 	}
 	defer fs.gate.leave()

@@ -13,7 +13,7 @@ func (fs *FS) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.Attr
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
-	if s := fs.gate.enter(cancel); !s.Ok() {
+	if s := fs.gate.enter(); !s.Ok() {
 		return s
 	}
 	defer fs.gate.leave()
@@ -30,7 +30,7 @@ func (fs *FS) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.Attr
 	}
 	var ref fileRef
 	if h != nil {
-		ref = fileRef{h.fd, ""}
+		ref = fileRef{dirfd: h.fd}
 	} else {
 		var ok bool
 		if ref, ok = fs.table.ref(n); !ok {

@@ -11,14 +11,20 @@ import (
 // no *at form before Linux 6.13.
 
 func (r fileRef) getxattr(name string, dest []byte) (int, error) {
-	if r.name == "" {
+	switch {
+	case r.path:
+		return unix.Getxattr(r.proc(), name, dest)
+	case r.name == "":
 		return unix.Fgetxattr(r.dirfd, name, dest)
 	}
 	return unix.Lgetxattr(r.proc(), name, dest)
 }
 
 func (r fileRef) listxattr(dest []byte) (int, error) {
-	if r.name == "" {
+	switch {
+	case r.path:
+		return unix.Listxattr(r.proc(), dest)
+	case r.name == "":
 		return unix.Flistxattr(r.dirfd, dest)
 	}
 	return unix.Llistxattr(r.proc(), dest)
@@ -57,10 +63,11 @@ func (fs *FS) readXattr(header *fuse.InHeader, call func(fileRef) (int, error)) 
 	}
 	n.mu.Lock() // the name stays n's
 	defer n.mu.Unlock()
-	ref, ok := fs.table.ref(n)
-	if !ok {
-		return 0, fuse.Status(unix.ESTALE)
+	ref, release, err := fs.holdRef(n)
+	if err != nil {
+		return 0, errStatus(err)
 	}
+	defer release()
 	k, err := call(ref)
 	if err != nil {
 		return 0, errStatus(err)
@@ -88,7 +95,7 @@ func (fs *FS) changeXattr(cancel <-chan struct{}, id uint64, op record.Op, attr 
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
-	if s := fs.gate.enter(cancel); !s.Ok() {
+	if s := fs.gate.enter(); !s.Ok() {
 		return s
 	}
 	defer fs.gate.leave()

@@ -38,7 +38,7 @@ type place struct {
 	exists bool
 }
 
-func (p *place) ref() fileRef { return fileRef{p.dir.fd, p.name} }
+func (p *place) ref() fileRef { return fileRef{dirfd: p.dir.fd, name: p.name} }
 
 // locate finds the entry of a path; a missing parent is a missing entry. The
 // root is its own entry ".".

@@ -133,11 +133,11 @@ func (fs *FS) rehomeAll() {
 
 // whereIs asks the kernel for the path of an open file below the store.
 func (fs *FS) whereIs(fd int) (string, bool) {
-	store, err := os.Readlink(fileRef{fs.storeFd, ""}.proc())
+	store, err := os.Readlink(fileRef{dirfd: fs.storeFd}.proc())
 	if err != nil {
 		return "", false
 	}
-	path, err := os.Readlink(fileRef{fd, ""}.proc())
+	path, err := os.Readlink(fileRef{dirfd: fd}.proc())
 	if err != nil {
 		return "", false
 	}
