@@ -160,15 +160,15 @@ func TestSwitchover(t *testing.T) {
 		})
 		wg.Go(func() {
 			var err error
-			for running.Err() == nil && quietly(err, unix.ENOENT) == nil {
-				// On a standby, names vanish under those who list them.
+			for running.Err() == nil && quietly(err, unix.ENOENT, unix.ENOTDIR) == nil {
+				// On a standby, names vanish and change under those who list them.
 				_, err = workload.Run(running, filepath.Join(mount, "work"), workload.Options{
 					Seed: s + uint64(i), Writers: 2, MaxBytes: 16 << 20, MaxFiles: 400, Pause: 2 * time.Millisecond,
 					// EIO: mapped pages that the demoted node could not write back.
 					TolerateEROFS: true, Tolerate: []unix.Errno{unix.EOPNOTSUPP, unix.EIO},
 				})
 			}
-			errs <- quietly(err, unix.ENOENT)
+			errs <- quietly(err, unix.ENOENT, unix.ENOTDIR)
 		})
 	}
 	old, new := one, two
