@@ -135,7 +135,7 @@ func (e *Emission) lock(ns ...*inode) func() {
 func (e *Emission) dir(ctx context.Context, dir *inode) error {
 	names, err := func() ([]string, error) {
 		defer e.enter()()
-		return readNames(dir.fd)
+		return readNames(e.fs.dirfd(dir))
 	}()
 	if errors.Is(err, unix.ENOENT) {
 		return nil // removed meanwhile, as a mutation of its own
@@ -199,7 +199,7 @@ func (e *Emission) state(dir *inode, name string, contents bool) (n *inode, fd i
 		return n, -1, nil
 	}
 	// Once more, now that nothing can change it.
-	err = unix.Fstatat(dir.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW)
+	err = unix.Fstatat(fs.dirfd(dir), name, &st, unix.AT_SYMLINK_NOFOLLOW)
 	if err == unix.ENOENT || err == nil && (keyOf(&st) != n.key || fs.table.getKey(n.key) != n) {
 		// Whoever took it away did so as a mutation of its own.
 		return n, -1, nil
@@ -210,7 +210,7 @@ func (e *Emission) state(dir *inode, name string, contents bool) (n *inode, fd i
 	r := fs.newRecord(record.OpState)
 	defer fs.putRecord(r)
 	r.Path, r.FileID = path, n.id
-	if err := fillState(r, fileRef{dirfd: dir.fd, name: name}, &st); err != nil {
+	if err := fillState(r, fileRef{dirfd: fs.dirfd(dir), name: name}, &st); err != nil {
 		return n, -1, fmt.Errorf("read attributes of %q: %w", path, err)
 	}
 	fs.setParentTime(r, dir)
@@ -223,7 +223,7 @@ func (e *Emission) state(dir *inode, name string, contents bool) (n *inode, fd i
 		r.Size, r.Fields = st.Size, r.Fields|record.FieldSize
 	}
 	if n.typ == unix.S_IFREG && (contents || !known) {
-		if fd, err = openContent(dir, name); err != nil {
+		if fd, err = openContent(fs.dirfd(dir), name); err != nil {
 			return n, -1, fmt.Errorf("open %q: %w", path, err)
 		}
 		r.Flags |= record.FlagMore
@@ -258,8 +258,8 @@ func (e *Emission) otherNames(r *record.Record, n *inode, st *unix.Stat_t) (know
 }
 
 // openContent opens a regular file to read what follows its attributes.
-func openContent(dir *inode, name string) (int, error) {
-	return unix.Openat(dir.fd, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NOATIME, 0)
+func openContent(dirfd int, name string) (int, error) {
+	return unix.Openat(dirfd, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NOATIME, 0)
 }
 
 // fillState puts all attributes of a file into an OpState.

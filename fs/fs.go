@@ -234,6 +234,11 @@ func errStatus(err error) fuse.Status {
 	}
 	var en unix.Errno
 	if errors.As(err, &en) {
+		if en == unix.EBADF {
+			// Of a directory that could not be opened again (dirfd): what the
+			// kernel knows of it is out of date.
+			en = unix.ESTALE
+		}
 		return fuse.Status(en)
 	}
 	return fuse.EIO

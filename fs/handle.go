@@ -98,6 +98,8 @@ type janitor struct {
 const (
 	janitorBatch    = 64
 	janitorInterval = time.Second
+	// maxEvictions bounds one round: all may be in use.
+	maxEvictions = 64
 )
 
 func (j *janitor) start(fs *FS) {
@@ -117,6 +119,8 @@ func (j *janitor) start(fs *FS) {
 			case <-j.kick:
 			}
 			j.sweep(fs)
+			j.evict(fs)
+			fs.table.shrink()
 		}
 	}()
 }
@@ -132,10 +136,28 @@ func (j *janitor) closeLater(fd int) {
 	full := len(j.fds) >= janitorBatch
 	j.mu.Unlock()
 	if full {
-		select {
-		case j.kick <- struct{}{}:
-		default:
+		j.wake()
+	}
+}
+
+// wake has the janitor look now.
+func (j *janitor) wake() {
+	select {
+	case j.kick <- struct{}{}:
+	default:
+	}
+}
+
+// evict closes directories until there are few enough, and lets requests in
+// now and then.
+func (j *janitor) evict(fs *FS) {
+	for range maxEvictions {
+		if !fs.table.tooManyDirs() {
+			return
 		}
+		fs.tree.Lock()
+		fs.table.evict()
+		fs.tree.Unlock()
 	}
 }
 

@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -16,9 +17,9 @@ type inode struct {
 	key inodeKey
 	// typ is st_mode's S_IFMT part.
 	typ uint32
-	// fd is an O_PATH descriptor of a directory; -1 for everything else,
-	// which is reached through its directory or an open handle.
-	fd int
+	// dir is the descriptor of a directory. Everything else is reached through
+	// its directory or an open handle.
+	dir dirFD
 
 	// mu orders the mutations of this inode, and of a directory's entries.
 	// Taken by lockInodes, under FS.tree.
@@ -75,6 +76,9 @@ type table struct {
 	byKey map[inodeKey]*inode
 	next  uint64
 	root  *inode
+	dirs  dirFiles
+	// peak is the most that byID held since it was made.
+	peak int
 	// gen grows with every rename of a directory: cached paths of older
 	// generations are void.
 	gen uint64
@@ -82,7 +86,9 @@ type table struct {
 
 func (t *table) init(fs *FS, fd int, st *unix.Stat_t) {
 	t.fs = fs
-	t.root = &inode{id: rootID, key: keyOf(st), typ: unix.S_IFDIR, fd: fd, ghost: -1, lookups: 1, pins: 1}
+	t.root = &inode{id: rootID, key: keyOf(st), typ: unix.S_IFDIR, ghost: -1, lookups: 1, pins: 1}
+	t.root.dir.num.Store(int32(fd))
+	t.dirs.limit = openDirLimit()
 	t.byID = map[uint64]*inode{rootID: t.root}
 	t.byKey = map[inodeKey]*inode{t.root.key: t.root}
 	t.next = rootID + 1
@@ -93,16 +99,30 @@ func (t *table) closeAll() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, n := range t.byID {
-		if n.fd >= 0 && n != t.root {
-			unix.Close(n.fd)
+		if fd, ok := t.dropDir(n); ok && n != t.root {
+			unix.Close(fd)
 		}
 		if n.ghost >= 0 {
 			unix.Close(n.ghost)
 		}
 		// A request that got n before and comes too late finds nothing.
-		n.fd, n.ghost, n.names, n.handles = -1, -1, nil, nil
+		n.ghost, n.names, n.handles = -1, nil, nil
 	}
 	t.byID, t.byKey = nil, nil
+}
+
+// shrink gives back the memory of what the kernel has forgotten: a map keeps
+// what it has grown to.
+func (t *table) shrink() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.peak < 4096 || len(t.byID) > t.peak/4 {
+		return
+	}
+	byID, byKey := make(map[uint64]*inode, len(t.byID)), make(map[inodeKey]*inode, len(t.byKey))
+	maps.Copy(byID, t.byID)
+	maps.Copy(byKey, t.byKey)
+	t.byID, t.byKey, t.peak = byID, byKey, len(byID)
 }
 
 // get finds the inode of a request; nil if the kernel speaks of one that it
@@ -138,56 +158,42 @@ func (t *table) lookup(p *inode, name string, st *unix.Stat_t, kind refKind) (*i
 			time.Sleep(10 * time.Microsecond)
 			continue
 		}
-		if err := unix.Fstatat(p.fd, name, st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		if err := unix.Fstatat(t.fs.dirfd(p), name, st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 			return nil, err
 		}
-		if n, err := t.intern(p, name, st, kind, &seq); n != nil || err != nil {
-			return n, err
+		if n := t.intern(p, name, st, kind, &seq); n != nil {
+			return n, nil
 		}
 	}
 }
 
 // intern finds or makes the inode for st, notes that it is called name in p,
 // and adds a reference. With seq it returns nil when p changed since.
-func (t *table) intern(p *inode, name string, st *unix.Stat_t, kind refKind, seq *uint64) (*inode, error) {
-	fd := -1
-	for {
-		t.mu.Lock()
-		if seq != nil && p.seq != *seq {
-			t.mu.Unlock()
-			if fd >= 0 {
-				unix.Close(fd)
-			}
-			return nil, nil
-		}
-		n := t.byKey[keyOf(st)]
-		if n == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR && fd < 0 {
-			// Opened without the lock, then looked at again.
-			t.mu.Unlock()
-			var err error
-			fd, err = unix.Openat(p.fd, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-			if err != nil {
-				return nil, err
-			}
-			continue
-		}
-		if n == nil {
-			n = &inode{id: t.next, key: keyOf(st), typ: st.Mode & unix.S_IFMT, fd: fd, ghost: -1}
-			t.next++
-			t.byID[n.id] = n
-			t.byKey[n.key] = n
-		} else if fd >= 0 {
-			unix.Close(fd)
-		}
-		t.addName(n, p, name)
-		if kind == refKernel {
-			n.lookups++
-		} else {
-			n.pins++
-		}
+func (t *table) intern(p *inode, name string, st *unix.Stat_t, kind refKind, seq *uint64) *inode {
+	t.mu.Lock()
+	if seq != nil && p.seq != *seq {
 		t.mu.Unlock()
-		return n, nil
+		return nil
 	}
+	n := t.byKey[keyOf(st)]
+	if n == nil {
+		n = &inode{id: t.next, key: keyOf(st), typ: st.Mode & unix.S_IFMT, ghost: -1}
+		t.next++
+		t.byID[n.id] = n
+		t.byKey[n.key] = n
+		t.peak = max(t.peak, len(t.byID))
+	}
+	t.addName(n, p, name)
+	if kind == refKernel {
+		n.lookups++
+	} else {
+		n.pins++
+	}
+	t.mu.Unlock()
+	if n.isDir() && t.fs.cacheTime() == 0 {
+		t.fs.dirfd(n) // it may move, unseen, before it is needed
+	}
+	return n
 }
 
 // addName and dropName need t.mu.
@@ -257,9 +263,8 @@ func (t *table) reap(n *inode) {
 		if t.byKey[n.key] == n {
 			delete(t.byKey, n.key)
 		}
-		if n.fd >= 0 {
-			t.fs.janitor.closeLater(n.fd)
-			n.fd = -1
+		if fd, ok := t.dropDir(n); ok {
+			t.fs.janitor.closeLater(fd)
 		}
 		if n.ghost >= 0 {
 			// Only requests for n use it, and there are none.
@@ -467,15 +472,18 @@ func (t *table) allPaths(n *inode) []string {
 
 // ref gives a way to reach n. Valid while FS.tree is held.
 func (t *table) ref(n *inode) (fileRef, bool) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	switch {
-	case n.fd >= 0:
-		return fileRef{dirfd: n.fd, name: "."}, true
-	case len(n.names) > 0:
-		return fileRef{dirfd: n.names[0].dir.fd, name: n.names[0].name}, true
+	if n.isDir() {
+		fd := t.fs.dirfd(n)
+		return fileRef{dirfd: fd, name: "."}, fd >= 0
 	}
-	return n.openRef()
+	t.mu.Lock()
+	if len(n.names) == 0 {
+		defer t.mu.Unlock()
+		return n.openRef()
+	}
+	dn := n.names[0]
+	t.mu.Unlock()
+	return fileRef{dirfd: t.fs.dirfd(dn.dir), name: dn.name}, true
 }
 
 // openRef reaches n through an open handle.
@@ -483,6 +491,17 @@ func (t *table) openRef(n *inode) (fileRef, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return n.openRef()
+}
+
+// openFD is a descriptor that is open anyway. Needs t.mu.
+func (n *inode) openFD() (fd int, ok bool) {
+	switch {
+	case n.dir.num.Load() != 0:
+		return int(n.dir.num.Load()), true
+	case len(n.handles) > 0:
+		return n.handles[0].fd, true
+	}
+	return -1, false
 }
 
 func (n *inode) openRef() (fileRef, bool) {

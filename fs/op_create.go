@@ -68,14 +68,7 @@ func (e *newEntry) makeLocked(call func(perm uint32) (int, error), st *unix.Stat
 	if err := e.settle(fd, st); err != nil {
 		fs.log.Warn("new entry could not be given to its owner", logPath(path), logErr(err))
 	}
-	n, err := fs.table.intern(e.dir, e.name, st, refKernel, nil)
-	if err != nil {
-		if fd >= 0 {
-			unix.Close(fd)
-		}
-		fs.cfg.Suspect("a new entry could not be opened: " + err.Error())
-		return nil, -1, errStatus(err)
-	}
+	n := fs.table.intern(e.dir, e.name, st, refKernel, nil)
 	fs.table.changed(e.dir)
 	if !tracked {
 		return n, fd, m.commitDirTimes(e.dir)
@@ -100,7 +93,7 @@ func (e *newEntry) settle(fd int, st *unix.Stat_t) error {
 		if fd >= 0 {
 			return unix.Fstat(fd, st)
 		}
-		return unix.Fstatat(e.dir.fd, e.name, st, unix.AT_SYMLINK_NOFOLLOW)
+		return unix.Fstatat(e.fs.dirfd(e.dir), e.name, st, unix.AT_SYMLINK_NOFOLLOW)
 	}
 	if err := stat(); err != nil {
 		return err
@@ -114,13 +107,13 @@ func (e *newEntry) settle(fd int, st *unix.Stat_t) error {
 	if uid == st.Uid && gid == st.Gid {
 		return nil
 	}
-	if err := unix.Fchownat(e.dir.fd, e.name, int(uid), int(gid), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	if err := unix.Fchownat(e.fs.dirfd(e.dir), e.name, int(uid), int(gid), unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return err
 	}
 	mode := st.Mode
 	if e.typ == unix.S_IFREG && mode&(unix.S_ISUID|unix.S_ISGID) != 0 {
 		// chown(2) cleared them.
-		if err := unix.Fchmodat(e.dir.fd, e.name, mode&0o7777, 0); err != nil {
+		if err := unix.Fchmodat(e.fs.dirfd(e.dir), e.name, mode&0o7777, 0); err != nil {
 			return err
 		}
 	}
@@ -129,20 +122,20 @@ func (e *newEntry) settle(fd int, st *unix.Stat_t) error {
 
 func (e *newEntry) inheritsGroup() bool {
 	var st unix.Stat_t
-	return unix.Fstat(e.dir.fd, &st) == nil && st.Mode&unix.S_ISGID != 0
+	return unix.Fstat(e.fs.dirfd(e.dir), &st) == nil && st.Mode&unix.S_ISGID != 0
 }
 
 // hasDefaultACL tells whether new entries take their mode from the
 // directory's default ACL instead of the umask.
 func (fs *FS) hasDefaultACL(dir *inode) bool {
-	_, err := unix.Lgetxattr(fileRef{dirfd: dir.fd, name: "."}.proc(), "system.posix_acl_default", nil)
+	_, err := unix.Lgetxattr(fileRef{dirfd: fs.dirfd(dir), name: "."}.proc(), "system.posix_acl_default", nil)
 	return err == nil
 }
 
 // setParentTime notes the directory's mtime in a record of a change in it.
 func (fs *FS) setParentTime(r *record.Record, dir *inode) {
 	var st unix.Stat_t
-	if unix.Fstat(dir.fd, &st) == nil {
+	if unix.Fstat(fs.dirfd(dir), &st) == nil {
 		r.ParentMtime = mtimeOf(&st)
 		r.Fields |= record.FieldParentMtime
 	}
@@ -162,7 +155,7 @@ func (fs *FS) asDirTimes(r *record.Record, dir *inode) {
 // commitDirTimes ends a mutation begun with asDirTimes.
 func (m *mutation) commitDirTimes(dir *inode) fuse.Status {
 	var st unix.Stat_t
-	if m.rec.Fields == 0 || unix.Fstat(dir.fd, &st) != nil {
+	if m.rec.Fields == 0 || unix.Fstat(m.fs.dirfd(dir), &st) != nil {
 		return fuse.OK
 	}
 	m.rec.Mtime = mtimeOf(&st)
@@ -189,7 +182,7 @@ func (fs *FS) Mkdir(cancel <-chan struct{}, in *fuse.MkdirIn, name string, out *
 	}
 	e := newEntry{fs: fs, dir: dir, name: name, caller: &in.Caller, perm: in.Mode & 0o7777, umask: in.Umask, typ: unix.S_IFDIR}
 	return e.reply(cancel, out, func(perm uint32) (int, error) {
-		return -1, unix.Mkdirat(dir.fd, name, perm)
+		return -1, unix.Mkdirat(fs.dirfd(dir), name, perm)
 	})
 }
 
@@ -206,7 +199,7 @@ func (fs *FS) Mknod(cancel <-chan struct{}, in *fuse.MknodIn, name string, out *
 	dev := storeDev(in.Rdev)
 	e := newEntry{fs: fs, dir: dir, name: name, caller: &in.Caller, perm: in.Mode & 0o7777, umask: in.Umask, typ: typ, rdev: dev}
 	return e.reply(cancel, out, func(perm uint32) (int, error) {
-		return -1, unix.Mknodat(dir.fd, name, typ|perm, int(dev))
+		return -1, unix.Mknodat(fs.dirfd(dir), name, typ|perm, int(dev))
 	})
 }
 
@@ -218,7 +211,7 @@ func (fs *FS) Symlink(cancel <-chan struct{}, header *fuse.InHeader, target, nam
 	}
 	e := newEntry{fs: fs, dir: dir, name: name, caller: &header.Caller, perm: 0o777, typ: unix.S_IFLNK, target: target}
 	return e.reply(cancel, out, func(uint32) (int, error) {
-		return -1, unix.Symlinkat(target, dir.fd, name)
+		return -1, unix.Symlinkat(target, fs.dirfd(dir), name)
 	})
 }
 
@@ -242,7 +235,7 @@ func (fs *FS) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out
 	flags := storeFlags(in.Flags)
 	var st unix.Stat_t
 	n, fd, s := e.make(cancel, func(perm uint32) (int, error) {
-		return unix.Openat(dir.fd, name, flags|unix.O_CREAT|unix.O_EXCL, perm)
+		return unix.Openat(fs.dirfd(dir), name, flags|unix.O_CREAT|unix.O_EXCL, perm)
 	}, &st)
 	if s == fuse.Status(unix.EEXIST) && in.Flags&unix.O_EXCL == 0 {
 		return fs.createExisting(cancel, in, dir, name, out)
@@ -312,11 +305,11 @@ func (fs *FS) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, out *fu
 	}
 	m := fs.begin(r)
 	defer m.end()
-	if err := linkat(ref, dir.fd, name); err != nil {
+	if err := linkat(ref, fs.dirfd(dir), name); err != nil {
 		return errStatus(err)
 	}
 	var st unix.Stat_t
-	if err := unix.Fstatat(dir.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	if err := unix.Fstatat(fs.dirfd(dir), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return errStatus(err)
 	}
 	fs.table.linked(n, dir, name)

@@ -104,7 +104,7 @@ func (fs *FS) dropStale(n *inode, ref fileRef) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, dn := range n.names {
-		if dn.dir.fd == ref.dirfd && dn.name == ref.name {
+		if int(dn.dir.dir.num.Load()) == ref.dirfd && dn.name == ref.name {
 			t.pinned(n, func() { t.dropName(n, dn.dir, dn.name) })
 			return
 		}

@@ -13,13 +13,13 @@ import (
 // the table does not know the inode.
 func (fs *FS) lockEntry(dir *inode, name string, st *unix.Stat_t) (n *inode, unlock func(), err error) {
 	for {
-		if err := unix.Fstatat(dir.fd, name, st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		if err := unix.Fstatat(fs.dirfd(dir), name, st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 			return nil, nil, err
 		}
 		n = fs.table.getKey(keyOf(st))
 		unlock = lockInodes(dir, n)
 		key := keyOf(st)
-		if err := unix.Fstatat(dir.fd, name, st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		if err := unix.Fstatat(fs.dirfd(dir), name, st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 			unlock()
 			return nil, nil, err
 		}
@@ -75,8 +75,11 @@ func (fs *FS) remove(cancel <-chan struct{}, header *fuse.InHeader, name string,
 	}
 	m := fs.begin(r)
 	defer m.end()
+	if n != nil && n.isDir() {
+		fs.dirfd(n) // who is in it goes on using it, without a name to open it by
+	}
 	fs.table.removing(n, dir, last)
-	if err := unix.Unlinkat(dir.fd, name, flags); err != nil {
+	if err := unix.Unlinkat(fs.dirfd(dir), name, flags); err != nil {
 		fs.table.kept(n, dir, last)
 		return errStatus(err)
 	}
@@ -154,10 +157,10 @@ type rename struct {
 
 // look sees what the two names are, and whether a directory moves.
 func (r *rename) look() (dir bool, err error) {
-	if err := unix.Fstatat(r.from.fd, r.oldName, &r.src, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	if err := unix.Fstatat(r.fs.dirfd(r.from), r.oldName, &r.src, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return false, err
 	}
-	err = unix.Fstatat(r.to.fd, r.newName, &r.dst, unix.AT_SYMLINK_NOFOLLOW)
+	err = unix.Fstatat(r.fs.dirfd(r.to), r.newName, &r.dst, unix.AT_SYMLINK_NOFOLLOW)
 	if err != nil && err != unix.ENOENT {
 		return false, err
 	}
@@ -205,7 +208,7 @@ func (r *rename) run() fuse.Status {
 	}
 	if r.hasDst && !exchange && keyOf(&r.src) == keyOf(&r.dst) {
 		// Two names of one file: rename(2) does nothing.
-		return errStatus(unix.Renameat2(r.from.fd, r.oldName, r.to.fd, r.newName, uint(r.flags)))
+		return errStatus(unix.Renameat2(r.fs.dirfd(r.from), r.oldName, r.fs.dirfd(r.to), r.newName, uint(r.flags)))
 	}
 
 	rec := fs.newRecord(record.OpRename)
@@ -222,15 +225,18 @@ func (r *rename) run() fuse.Status {
 	over := r.hasDst && !exchange
 	last := r.dst.Mode&unix.S_IFMT == unix.S_IFDIR || r.dst.Nlink <= 1
 	ghost := -1
+	if over && r.dstIn != nil && r.dstIn.isDir() {
+		fs.dirfd(r.dstIn) // as in remove
+	}
 	if over {
 		if last && r.dstIn != nil && (r.dstIn.typ == unix.S_IFREG || r.dstIn.typ == unix.S_IFLNK) {
-			if fd, err := unix.Openat(r.to.fd, r.newName, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0); err == nil {
+			if fd, err := unix.Openat(r.fs.dirfd(r.to), r.newName, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0); err == nil {
 				ghost = fd
 			}
 		}
 		fs.table.removing(r.dstIn, r.to, last)
 	}
-	if err := unix.Renameat2(r.from.fd, r.oldName, r.to.fd, r.newName, uint(r.flags)); err != nil {
+	if err := unix.Renameat2(r.fs.dirfd(r.from), r.oldName, r.fs.dirfd(r.to), r.newName, uint(r.flags)); err != nil {
 		if over {
 			fs.table.kept(r.dstIn, r.to, last)
 		}
@@ -252,7 +258,7 @@ func (r *rename) run() fuse.Status {
 	fs.setParentTime(rec, r.to)
 	if rec.Fields.Has(record.FieldParentMtime) {
 		var st unix.Stat_t
-		if unix.Fstat(r.from.fd, &st) == nil {
+		if unix.Fstat(r.fs.dirfd(r.from), &st) == nil {
 			rec.Parent2Mtime = mtimeOf(&st)
 			rec.Fields |= record.FieldParent2Mtime
 		}
@@ -368,7 +374,7 @@ func (fs *FS) crossesBelow(dir *inode, oldPath, newPath string, oldIn, newIn boo
 		return false
 	}
 	differs := false
-	walkNames(dir.fd, func(rel string) bool {
+	walkNames(fs.dirfd(dir), func(rel string) bool {
 		differs = fs.cfg.Excluded(oldPath+"/"+rel) != fs.cfg.Excluded(newPath+"/"+rel)
 		return !differs
 	}, fs.deepExcludes(oldPath, newPath))

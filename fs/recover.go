@@ -18,6 +18,8 @@ import (
 // end equal. They exclude each other (the locks they held saw to that), so
 // their order does not matter. Call it before the first mutation.
 func (fs *FS) Recover(intents []record.Record) error {
+	fs.table.holdDirs(true)
+	defer fs.table.holdDirs(false)
 	for i := range intents {
 		in := &intents[i]
 		fs.log.Info("settling an interrupted operation", zap.Stringer("op", in.Op), zap.String("path", in.Path), zap.String("path2", in.Path2))
@@ -38,7 +40,7 @@ type place struct {
 	exists bool
 }
 
-func (p *place) ref() fileRef { return fileRef{dirfd: p.dir.fd, name: p.name} }
+func (fs *FS) placeRef(p *place) fileRef { return fileRef{dirfd: fs.dirfd(p.dir), name: p.name} }
 
 // locate finds the entry of a path; a missing parent is a missing entry. The
 // root is its own entry ".".
@@ -63,7 +65,7 @@ func (fs *FS) locate(path string) (*place, func(), error) {
 		}
 		p.name = parts[len(parts)-1]
 	}
-	err := unix.Fstatat(p.dir.fd, p.name, &p.st, unix.AT_SYMLINK_NOFOLLOW)
+	err := unix.Fstatat(fs.dirfd(p.dir), p.name, &p.st, unix.AT_SYMLINK_NOFOLLOW)
 	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR) {
 		release()
 		return nil, nil, err
@@ -211,7 +213,7 @@ func (fs *FS) restate(p *place) error {
 func (fs *FS) recoverDirTimes(dir *inode) error {
 	path, tracked := fs.table.path(dir)
 	var st unix.Stat_t
-	if !tracked || unix.Fstat(dir.fd, &st) != nil {
+	if !tracked || unix.Fstat(fs.dirfd(dir), &st) != nil {
 		return nil
 	}
 	return fs.append(&record.Record{
@@ -225,7 +227,7 @@ func (fs *FS) recoverContent(in *record.Record, p *place) error {
 	if !p.exists || p.st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return nil
 	}
-	fd, err := unix.Openat(p.dir.fd, p.name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	fd, err := unix.Openat(fs.dirfd(p.dir), p.name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
@@ -289,7 +291,7 @@ func (fs *FS) recoverFallocate(in *record.Record, p *place) error {
 		}
 	default:
 		// The others may be done once more.
-		fd, err := unix.Openat(p.dir.fd, p.name, unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		fd, err := unix.Openat(fs.dirfd(p.dir), p.name, unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return err
 		}
@@ -322,7 +324,7 @@ func (fs *FS) recoverXattr(in *record.Record, p *place) error {
 		return nil
 	}
 	val := make([]byte, 64<<10)
-	k, err := p.ref().getxattr(in.Name, val)
+	k, err := fs.placeRef(p).getxattr(in.Name, val)
 	switch {
 	case errors.Is(err, unix.ENODATA):
 		in.Op, in.Flags = record.OpRemoveXattr, in.Flags|record.FlagRedo

@@ -66,22 +66,36 @@ func (fs *FS) invalidate(srv *fuse.Server) {
 // exclusively.
 func (t *table) verifyNames() {
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	t.gen++
-	var all []*inode
+	all := make([]*inode, 0, len(t.byID))
 	for _, n := range t.byID {
 		n.pins++
 		all = append(all, n)
 	}
-	for _, n := range all {
-		for i := len(n.names) - 1; i >= 0; i-- {
-			dn := n.names[i]
+	t.mu.Unlock()
+	type name struct {
+		n  *inode
+		dn dirName
+	}
+	var gone []name
+	for i, n := range all {
+		if i%1024 == 0 && t.tooManyDirs() {
+			t.evict()
+		}
+		for _, dn := range n.names {
 			var st unix.Stat_t
-			err := unix.Fstatat(dn.dir.fd, dn.name, &st, unix.AT_SYMLINK_NOFOLLOW)
+			err := unix.Fstatat(t.fs.dirfd(dn.dir), dn.name, &st, unix.AT_SYMLINK_NOFOLLOW)
 			if err != nil || keyOf(&st) != n.key {
-				t.dropName(n, dn.dir, dn.name)
+				gone = append(gone, name{n, dn})
 			}
 		}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, g := range gone {
+		t.dropName(g.n, g.dn.dir, g.dn.name)
+	}
+	for _, n := range all {
 		n.pathGen = 0
 		if len(n.names) == 0 && n != t.root && t.byKey[n.key] == n {
 			t.rehome(n)
@@ -96,16 +110,13 @@ func (t *table) verifyNames() {
 // rehome decides about an inode none of whose names is known any more: it
 // may be gone from the store, and its number used again.
 func (t *table) rehome(n *inode) {
-	fd := n.fd
-	if fd < 0 && len(n.handles) > 0 {
-		fd = n.handles[0].fd
-	}
+	fd, open := n.openFD()
 	var st unix.Stat_t
-	if fd >= 0 && unix.Fstat(fd, &st) == nil && st.Nlink > 0 {
+	if open && unix.Fstat(fd, &st) == nil && st.Nlink > 0 {
 		return // alive elsewhere: the next lookup, or a search, finds it
 	}
 	delete(t.byKey, n.key)
-	if fd >= 0 {
+	if open {
 		last := st
 		n.last = &last
 	}

@@ -110,13 +110,11 @@ func (fs *FS) rehomeAll() {
 		if n == t.root || len(n.names) > 0 {
 			continue
 		}
-		if n.fd >= 0 {
-			lost[n] = n.fd
-		} else if len(n.handles) > 0 {
-			lost[n] = n.handles[0].fd
-		} else {
+		fd, open := n.openFD()
+		if !open {
 			continue
 		}
+		lost[n] = fd
 		n.pins++
 	}
 	t.mu.Unlock()
