@@ -13,9 +13,15 @@ import (
 )
 
 const (
-	gitBytes  = 160 << 20
 	gitPushes = 10
-	gitBlob   = 64 << 10
+	// The repository to clone: binary files that do not compress, and text
+	// files that do, some times changed. Its pack is gitPack large.
+	gitPack       = 160 << 20
+	gitBinary     = 64 << 10
+	gitBinaries   = 1200
+	gitText       = 10 << 10
+	gitTexts      = 4700
+	gitTextRounds = 4
 )
 
 // gitWorkloads are a clone on the target and pushes into it.
@@ -29,7 +35,7 @@ func (m *material) gitWorkloads() []Workload {
 	return []Workload{
 		{
 			Name: "git-clone", Unit: "clone", needs: needs,
-			About: fmt.Sprintf("git clone, with checkout, of a repository of %d MiB on the target", m.n(gitBytes)>>20),
+			About: fmt.Sprintf("git clone, with checkout, of a repository of about %d MiB on the target", m.n(gitPack)>>20),
 			setup: func(ctx context.Context, dir string) error {
 				origin, err := m.make(ctx, "origin.git", m.makeRepository)
 				if err != nil {
@@ -94,17 +100,37 @@ func gitCommand(args ...string) command {
 	}}
 }
 
-// makeRepository makes a bare repository of the wanted size: one pack of
-// content that does not compress, and many small text files beside it.
+// makeRepository makes the bare repository that is cloned.
 func (m *material) makeRepository(ctx context.Context, path string) error {
-	blobs := max(1, m.n(gitBytes)/gitBlob)
-	return fastImport(ctx, path, 1+blobs/50, func(commit int, add func(name string, data []byte)) {
-		rng := rand.New(rand.NewPCG(3, uint64(commit)))
-		for i := range 50 {
-			add(fmt.Sprintf("bin/%03d/%d", commit, i), noise(rng, gitBlob))
-			add(fmt.Sprintf("src/%03d/f%d.txt", commit, i), fmt.Appendf(nil, "file %d\nof commit %d\n%x\n", i, commit, noise(rng, 200)))
+	binaries, texts := m.n(gitBinaries), m.n(gitTexts)
+	return fastImport(ctx, path, gitTextRounds, func(round int, add func(name string, data []byte)) {
+		rng := rand.New(rand.NewPCG(3, uint64(round)))
+		for i := range texts {
+			add(fmt.Sprintf("src/%03d/f%d.txt", i/perDir, i), prose(rng, gitText/2+rng.IntN(gitText)))
+		}
+		for i := round; i < binaries; i += gitTextRounds {
+			add(fmt.Sprintf("bin/%03d/%d", i/perDir, i), noise(rng, gitBinary))
 		}
 	})
+}
+
+// prose is text that compresses about as well as source code.
+func prose(rng *rand.Rand, n int) []byte {
+	const letters = "etaoinshrdlucmfwypvbgk_(){}=;"
+	b := make([]byte, 0, n+16)
+	for len(b) < n {
+		// A word is the same whenever its number comes up again; low ones do often.
+		number := rng.IntN(1 + rng.IntN(4000))
+		for k := number + 7; k > 0; k /= 5 {
+			b = append(b, letters[k%len(letters)])
+		}
+		sep := byte(' ')
+		if number%9 == 0 {
+			sep = '\n'
+		}
+		b = append(b, sep)
+	}
+	return b[:n]
 }
 
 // makeClient makes the repository that is pushed from, a commit at a time.
