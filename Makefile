@@ -35,7 +35,9 @@ FUZZ_SECONDS      ?= 10
 FUZZ_LONG_SECONDS ?= 60
 # More flags for go test, such as TESTFLAGS='-run TestRename -v'.
 export TESTFLAGS ?=
-# For the benchmarks: which, how long, how often.
+# More flags for replfs bench fs, such as BENCHFLAGS='--dir /var/tmp --rounds 3'.
+BENCHFLAGS ?=
+# For the Go benchmarks: which, how long, how often.
 BENCH     ?= .
 BENCHTIME ?= 1s
 BENCHRUNS ?= 1
@@ -67,8 +69,12 @@ fuzz: ## Run every fuzz target, FUZZ_SECONDS each (default 10)
 	@scripts/fuzz $(FUZZ_SECONDS)
 
 .PHONY: bench
-bench: deps build ## Run the Go benchmarks; BENCH, BENCHTIME and BENCHRUNS choose
-	@REPLFS_BIN='$(abspath $(BIN))' scripts/bench -bench='$(BENCH)' -benchtime=$(BENCHTIME) -count=$(BENCHRUNS)
+bench: deps build ## Compare the mount with the bare store and other FUSE file systems; BENCHFLAGS
+	$(BIN) bench fs $(BENCHFLAGS)
+
+.PHONY: bench-go
+bench-go: ## Run the Go benchmarks of the packages; BENCH, BENCHTIME and BENCHRUNS choose
+	@scripts/bench -bench='$(BENCH)' -benchtime=$(BENCHTIME) -count=$(BENCHRUNS)
 
 .PHONY: demo
 demo: deps build ## Show what replfs does: two nodes, databases, a kill -9, the proof

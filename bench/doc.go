@@ -1,4 +1,5 @@
-// Package bench measures replfs against the bare store in one run, workload
-// by workload and in turns, so that the ratios mean something on a noisy
-// machine. `make bench` runs it; the README quotes it.
+// Package bench measures a mount of replfs against the bare store and against
+// other FUSE file systems: every target in the same run, workload by workload
+// and in turns, so that the ratios mean something on a noisy machine. `replfs
+// bench fs` runs it.
 package bench

@@ -74,6 +74,8 @@ type FS struct {
 	// ttl is how long the kernel may cache, in nanoseconds; 0 on a standby,
 	// whose store changes underneath.
 	ttl atomic.Int64
+	// requests are what the kernel has sent.
+	requests requestCounts
 	// role counts the times that this became a primary's: what the kernel
 	// cached of a file before is void.
 	role atomic.Uint64

@@ -74,6 +74,7 @@ type options struct {
 	exclude   []string
 	noStandby bool // its store stays empty until a copy
 	readOnly  bool // begin as a standby does
+	traced    bool // note every request
 	prepare   func(store string)
 }
 
@@ -89,6 +90,7 @@ type env struct {
 	m                        *Mount
 	reader                   *oplog.Reader
 	applier                  *apply.Applier
+	trace                    trace
 	epoch                    uint64
 	buf                      []byte
 	copying
@@ -170,7 +172,11 @@ func (e *env) mount(intents ...record.Record) {
 		},
 	})
 	must(e.t, err)
-	e.m, err = e.fs.Mount(e.mnt, MountOptions{})
+	var mo MountOptions
+	if e.opt.traced {
+		mo.trace = e.trace.line
+	}
+	e.m, err = e.fs.Mount(e.mnt, mo)
 	must(e.t, err)
 	if !e.opt.readOnly {
 		e.promote(intents...)

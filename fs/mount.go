@@ -34,6 +34,9 @@ type Mount struct {
 type MountOptions struct {
 	// Source is what mount(8) shows in the first column.
 	Source string
+	// trace gets a line for every request and for every reply, from go-fuse:
+	// for tests.
+	trace func(line string)
 }
 
 // Mount attaches the file system at point, read-only. A dead mount that an
@@ -50,7 +53,7 @@ func (fs *FS) Mount(point string, o MountOptions) (*Mount, error) {
 	}
 	// default_permissions lets the kernel check permissions and ACLs; the
 	// umask is ours because a default ACL takes its place.
-	srv, err := fuse.NewServer(fs, point, &fuse.MountOptions{
+	srv, err := fuse.NewServer(counted{fs}, point, &fuse.MountOptions{
 		AllowOther:               true,
 		DirectMountStrict:        true,
 		DirectMountFlags:         unix.MS_MGC_VAL,
@@ -67,7 +70,8 @@ func (fs *FS) Mount(point string, o MountOptions) (*Mount, error) {
 			fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_DONT_MASK |
 			fuse.CAP_SETXATTR_EXT,
 		DisabledCapabilities: fuse.CAP_PASSTHROUGH | fuse.CAP_WRITEBACK_CACHE | fuse.CAP_NO_OPEN_SUPPORT,
-		Logger:               zap.NewStdLog(fs.log),
+		Logger:               fs.fuseLogger(o.trace),
+		Debug:                o.trace != nil,
 		PanicHandler: func(p any) fuse.Status {
 			fs.log.Error("request handler panicked", zap.Any("panic", p), zap.ByteString("stack", debug.Stack()))
 			fs.cfg.Suspect(fmt.Sprintf("a request handler panicked: %v", p))

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"testing"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -12,9 +11,9 @@ import (
 
 const page = 4096
 
-// TestContentRecords: content changes with exactly one record each, whatever
+// contentCases: content changes with exactly one record each, whatever
 // way the kernel takes.
-func TestContentRecords(t *testing.T) {
+func contentCases() []opCase {
 	write := func(flags int) func(dir) error {
 		return func(d dir) error {
 			return d.with("f", flags, func(fd int) error { return writeAll(fd, "12345") })
@@ -29,7 +28,7 @@ func TestContentRecords(t *testing.T) {
 		return func(d dir) error { return d.with("f", flags, f) }
 	}
 	pages := func(d dir) { d.file("f", string(make([]byte, 4*page))) }
-	runCases(t, options{base: disk}, []opCase{
+	return []opCase{
 		{name: "write", setup: withF, run: write(unix.O_WRONLY), want: []string{"write f 0+5"}},
 		{name: "write cached", setup: withF, run: write(unix.O_RDWR), want: []string{"write f 0+5"}},
 		{name: "append", setup: withF, run: write(unix.O_WRONLY | unix.O_APPEND), want: []string{"write f 7+5"}},
@@ -93,7 +92,7 @@ func TestContentRecords(t *testing.T) {
 					mmapped(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd), "sync"))
 			})
 		}, want: []string{"unlink f last"}},
-	})
+	}
 }
 
 func copyRange(from, to string, offIn, offOut int64, length int) func(dir) error {

@@ -35,8 +35,8 @@ func acl(uid uint32, perm uint16) []byte {
 	return b.Bytes()
 }
 
-// TestAttributeRecords: attributes change with exactly one record each.
-func TestAttributeRecords(t *testing.T) {
+// attributeCases: attributes change with exactly one record each.
+func attributeCases() []opCase {
 	now, omit := unix.Timespec{Nsec: unix.UTIME_NOW}, unix.Timespec{Nsec: unix.UTIME_OMIT}
 	some, other := unix.Timespec{Sec: 981173106, Nsec: 123456789}, unix.Timespec{Sec: -5, Nsec: 1}
 	utimens := func(name string, a, m unix.Timespec) func(dir) error {
@@ -65,7 +65,7 @@ func TestAttributeRecords(t *testing.T) {
 	chown := func(name string, uid, gid int) func(dir) error {
 		return func(d dir) error { return unix.Lchown(d.in(name), uid, gid) }
 	}
-	runCases(t, options{base: disk}, []opCase{
+	return []opCase{
 		{name: "chmod", setup: withF, run: chmod(0o640), want: []string{"setattr f mode"}},
 		{name: "fchmod", setup: withF, run: func(d dir) error {
 			return d.with("f", unix.O_RDONLY, func(fd int) error { return unix.Fchmod(fd, 0o6755) })
@@ -107,7 +107,7 @@ func TestAttributeRecords(t *testing.T) {
 				return errors.Join(d.with("f", unix.O_CREAT|unix.O_WRONLY, func(int) error { return nil }),
 					unix.Mkdir(d.in("p"), 0o777), unix.Mkfifo(d.in("q"), 0o666), unix.Symlink("x", d.in("l")))
 			}, want: []string{"create f 100640", "mkdir p 40770", "create q 10660", "symlink l x"}},
-	})
+	}
 }
 
 // TestNoSpace: what a full store refuses gives no record of its own. Only the

@@ -66,7 +66,7 @@ func TestUsageErrors(t *testing.T) {
 	for _, args := range [][]string{
 		{"bogus"}, {"--bogus"}, {"version", "extra"}, {"version", "--bogus"}, {"pki", "bogus"}, {"pki", "--bogus"},
 		{"pki", "node"}, {"pki", "ca", "extra"}, {"pki", "all", "extra"}, {"init", "extra"}, {"completion", "bogus"},
-		{"completion", "bash", "extra"}, {"--config"},
+		{"completion", "bash", "extra"}, {"--config"}, {"bench", "bogus"}, {"bench", "fs", "extra"}, {"bench", "loopback", "one"},
 	} {
 		fails(t, exitUsage, []string{"see `replfs", "--help`"}, args...)
 	}
@@ -74,7 +74,7 @@ func TestUsageErrors(t *testing.T) {
 }
 
 func TestHelp(t *testing.T) {
-	for _, args := range [][]string{{}, {"--help"}, {"help"}, {"pki"}, {"pki", "--help"}, {"help", "pki", "node"}, {"completion"}} {
+	for _, args := range [][]string{{}, {"--help"}, {"help"}, {"pki"}, {"pki", "--help"}, {"help", "pki", "node"}, {"completion"}, {"bench"}, {"bench", "fs", "--help"}} {
 		if out := must(t, args...); !strings.Contains(out, "Usage:\n  replfs") {
 			t.Errorf("replfs %q printed %q", args, out)
 		}

@@ -26,6 +26,7 @@ func (n *Node) status() *control.Status {
 		Role: "starting", Writable: n.fs.Writable(), Epoch: st.Epoch,
 		Durability: string(n.cfg.Replication.Durability), Mount: n.view.Mount, Store: n.view.Store,
 		Started: n.started, Peers: []control.Peer{}, History: []control.Epoch{}, Problems: []control.Problem{},
+		Requests: n.fs.Requests(),
 	}
 	for _, e := range st.History {
 		out.History = append(out.History, control.Epoch(e))
