@@ -75,10 +75,20 @@ func (fs *FS) remove(cancel <-chan struct{}, header *fuse.InHeader, name string,
 	}
 	m := fs.begin(r)
 	defer m.end()
+	ghost := -1
+	if last && n != nil && n.typ != unix.S_IFREG && n.typ != unix.S_IFDIR {
+		ghost = openGhost(dir, name)
+	}
 	fs.table.removing(n, dir, last)
 	if err := unix.Unlinkat(dir.fd, name, flags); err != nil {
 		fs.table.kept(n, dir, last)
+		if ghost >= 0 {
+			unix.Close(ghost)
+		}
 		return errStatus(err)
+	}
+	if ghost >= 0 {
+		fs.table.bury(n, ghost)
 	}
 	if last {
 		fs.table.removed(n, dir, name, &st)
@@ -91,6 +101,15 @@ func (fs *FS) remove(cancel <-chan struct{}, header *fuse.InHeader, name string,
 	fs.setParentTime(r, dir)
 	_, s := m.commit(nil)
 	return s
+}
+
+// openGhost opens what is about to lose its last name; -1 if it cannot be.
+func openGhost(dir *inode, name string) int {
+	fd, err := unix.Openat(dir.fd, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1
+	}
+	return fd
 }
 
 // Rename moves a name, over another one or swapping with it.
@@ -223,10 +242,8 @@ func (r *rename) run() fuse.Status {
 	last := r.dst.Mode&unix.S_IFMT == unix.S_IFDIR || r.dst.Nlink <= 1
 	ghost := -1
 	if over {
-		if last && r.dstIn != nil && (r.dstIn.typ == unix.S_IFREG || r.dstIn.typ == unix.S_IFLNK) {
-			if fd, err := unix.Openat(r.to.fd, r.newName, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0); err == nil {
-				ghost = fd
-			}
+		if last && r.dstIn != nil && r.dstIn.typ != unix.S_IFDIR {
+			ghost = openGhost(r.to, r.newName)
 		}
 		fs.table.removing(r.dstIn, r.to, last)
 	}
@@ -257,10 +274,25 @@ func (r *rename) run() fuse.Status {
 			rec.Fields |= record.FieldParent2Mtime
 		}
 	}
+	r.movedTime(rec, &r.src, r.to, r.newName)
 	if exchange {
 		return r.recordExchange(&m, oldIn, srcSock, dstSock)
 	}
 	return r.record(&m, oldIn, newIn, srcSock, dstSock)
+}
+
+// movedTime notes the mtime of a directory that went to another one, where it
+// is called name now: XFS changes it, for the sake of "..".
+func (r *rename) movedTime(rec *record.Record, was *unix.Stat_t, dir *inode, name string) {
+	rec.Fields &^= record.FieldMtime
+	if was.Mode&unix.S_IFMT != unix.S_IFDIR || r.from == r.to {
+		return
+	}
+	var st unix.Stat_t
+	if unix.Fstatat(dir.fd, name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil {
+		rec.Mtime = mtimeOf(&st)
+		rec.Fields |= record.FieldMtime
+	}
 }
 
 func (r *rename) updateTable(exchange, last bool) {
@@ -356,8 +388,18 @@ func (r *rename) recordExchange(m *mutation, in, srcSock, dstSock bool) fuse.Sta
 		if r.dstIn != nil {
 			rec.FileID, rec.Fields = r.dstIn.id, rec.Fields|record.FieldFileID
 		}
+		r.movedTime(rec, &r.dst, r.from, r.oldName)
 	}
-	_, s := m.commit(nil)
+	if _, s := m.commit(nil); !s.Ok() || srcSock || dstSock {
+		return s
+	}
+	// The record has room for one of the two.
+	other := record.Record{Op: record.OpSetAttr, Path: rec.Path2, Fields: record.FieldPath}
+	if r.movedTime(&other, &r.dst, r.from, r.oldName); !other.Fields.Has(record.FieldMtime) {
+		return fuse.OK
+	}
+	times := mutation{fs: r.fs, rec: &other}
+	_, s := times.commit(nil)
 	return s
 }
 
