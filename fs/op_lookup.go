@@ -114,6 +114,39 @@ func (fs *FS) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) 
 	return fuse.OK
 }
 
+// Statx is stat with the time of birth, which is all that the kernel takes
+// from it beyond what GetAttr says.
+func (fs *FS) Statx(_ <-chan struct{}, in *fuse.StatxIn, out *fuse.StatxOut) fuse.Status {
+	fs.tree.RLock()
+	defer fs.tree.RUnlock()
+	n := fs.table.get(in.NodeId)
+	if n == nil {
+		return fuse.Status(unix.ESTALE)
+	}
+	var h *handle
+	if in.GetattrFlags&fuse.FUSE_GETATTR_FH != 0 {
+		h = fs.handles.get(in.Fh)
+	}
+	var st unix.Stat_t
+	if err := fs.statInode(n, h, &st); err != nil {
+		return errStatus(err)
+	}
+	out.SetTimeout(fs.cacheTime())
+	fillStatx(&out.Statx, &st)
+	n.mu.Lock() // the name stays n's
+	defer n.mu.Unlock()
+	ref, ok := fs.table.ref(n)
+	if h != nil && h.inode == n {
+		ref, ok = fileRef{h.fd, ""}, true
+	}
+	var x unix.Statx_t
+	if ok && ref.statx(&x) == nil && x.Ino == st.Ino && x.Mask&unix.STATX_BTIME != 0 {
+		out.Mask |= unix.STATX_BTIME
+		out.Btime.FromStatxTimestamp(&x.Btime)
+	}
+	return fuse.OK
+}
+
 // Readlink reads a symlink's target.
 func (fs *FS) Readlink(_ <-chan struct{}, header *fuse.InHeader) ([]byte, fuse.Status) {
 	fs.tree.RLock()
@@ -126,9 +159,7 @@ func (fs *FS) Readlink(_ <-chan struct{}, header *fuse.InHeader) ([]byte, fuse.S
 	defer n.mu.Unlock()
 	ref, ok := fs.table.ref(n)
 	if !ok {
-		if ref, ok = fs.table.ghostRef(n); !ok {
-			return nil, fuse.Status(unix.ESTALE)
-		}
+		return nil, fuse.Status(unix.ESTALE)
 	}
 	target, err := readlinkat(ref)
 	if err != nil {
