@@ -9,6 +9,7 @@ package fs
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -62,6 +63,9 @@ type FS struct {
 	log     *zap.Logger
 	storeFd int
 	dev     uint64
+	// generation goes with every node id. The next process gives the same ids
+	// to other files, which an old file handle (name_to_handle_at) must not open.
+	generation uint32
 
 	gate gate
 	// tree is held shared by every request, exclusively by what changes the
@@ -115,6 +119,7 @@ func New(cfg Config) (*FS, error) {
 		log:           cfg.Logger,
 		storeFd:       fd,
 		dev:           st.Dev,
+		generation:    rand.Uint32(),
 	}
 	fs.recs.New = func() any { return new(record.Record) }
 	fs.gate.init()

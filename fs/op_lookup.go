@@ -12,7 +12,7 @@ func (fs *FS) cacheTime() time.Duration { return time.Duration(fs.ttl.Load()) }
 func (fs *FS) fillEntry(out *fuse.EntryOut, n *inode, st *unix.Stat_t) {
 	ttl := fs.cacheTime()
 	out.NodeId = n.id
-	out.Generation = 1 // node ids are never reused
+	out.Generation = uint64(fs.generation)
 	out.SetEntryTimeout(ttl)
 	out.SetAttrTimeout(ttl)
 	fillAttr(&out.Attr, st)

@@ -66,6 +66,7 @@ func TestOwnership(t *testing.T) {
 		{"chgrp by the owner, of both groups", "echo x >f; chown 4001:4100 f; chmod 2664 f; echo x >g; chown 4001:4100 g; chmod 6664 g", git, "chgrp 4001 f g"},
 		{"chgrp of a FIFO", "mkfifo p; chown 4001:4002 p; chmod 2664 p", git, "chgrp 4100 p"},
 		{"default acl by the owner, not of the group", "mkdir d; chown 4002:4100 d; chmod 2775 d", other, "setfacl -d -m u:4001:r d"},
+		{"fallocate by the root of a user namespace", "echo x >f; chown 4002:4002 f; chmod 6666 f", git, "unshare --map-root-user fallocate -l 1M f || fallocate -l 1M f"},
 		{"setfacl by the owner clears sgid", "cp /bin/true f; chown 4002:4100 f; chmod 2755 f", other, "setfacl -m u:4001:r f"},
 		{"setfacl by the group keeps sgid", "cp /bin/true f; chown 4001:4100 f; chmod 2755 f", git, "setfacl -m u:4002:r f"},
 	} {
