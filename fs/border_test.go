@@ -49,12 +49,12 @@ func borderCases() []opCase {
 			want: []string{"setattr in mtime", "remove-tree in/f"}},
 		{name: "directory leaves", setup: both, run: rename("in/dir", "tmp/d", 0), want: []string{"remove-tree in/dir"}},
 		{name: "file enters", setup: both, run: rename("tmp/f", "in/h", 0),
-			want: []string{"state in/h live", "state-data in/h live", "state-end in/h live"}},
+			want: []string{"state in/h live", "state-data in/h live", "state-end in/h live", "fsync in/h live"}},
 		{name: "file enters over another", setup: both, run: rename("tmp/f", "in/f", 0),
-			want: []string{"remove-tree in/f last", "state in/f live", "state-data in/f live", "state-end in/f live"}},
+			want: []string{"remove-tree in/f last", "state in/f live", "state-data in/f live", "state-end in/f live", "fsync in/f live"}},
 		{name: "directory enters", setup: both, any: true, run: rename("tmp/dir", "in/d", 0)},
 		{name: "link into", setup: both, run: func(d dir) error { return unix.Link(d.in("tmp/f"), d.in("in/h")) },
-			want: []string{"state in/h live", "state-data in/h live", "state-end in/h live"}},
+			want: []string{"state in/h live", "state-data in/h live", "state-end in/h live", "fsync in/h live"}},
 		{name: "link out", setup: both, run: func(d dir) error { return unix.Link(d.in("in/f"), d.in("tmp/h")) }},
 		{name: "link out, then the name inside goes", setup: both, run: func(d dir) error {
 			return errors.Join(unix.Link(d.in("in/f"), d.in("tmp/h")), unix.Unlink(d.in("in/f")), unix.Truncate(d.in("tmp/h"), 1))
@@ -66,7 +66,7 @@ func borderCases() []opCase {
 		{name: "file leaves, replacing nothing", setup: both, run: rename("in/f", "in/f.skip", unix.RENAME_NOREPLACE),
 			want: []string{"setattr in mtime", "remove-tree in/f"}},
 		{name: "file enters, replacing nothing", setup: both, run: rename("tmp/f", "in/h", unix.RENAME_NOREPLACE),
-			want: []string{"state in/h live", "state-data in/h live", "state-end in/h live"}},
+			want: []string{"state in/h live", "state-data in/h live", "state-end in/h live", "fsync in/h live"}},
 		{name: "excluded names come", run: func(d dir) error {
 			return d.with("f.skip", unix.O_CREAT|unix.O_WRONLY, func(int) error { return nil })
 		}, want: []string{"setattr . mtime"}},

@@ -116,6 +116,27 @@ func (e *Emission) step(dir *inode, name string) (*inode, error) {
 	return n, nil
 }
 
+// sync records that what has entered is to be made durable: an fsync that was
+// answered before it entered was for this node alone. Nobody waits for it, but
+// whoever waits for a later one waits for this as well.
+func (e *Emission) sync(n *inode, as dirName) error {
+	if e.flags&record.FlagLive == 0 {
+		return nil
+	}
+	path, tracked := e.fs.table.pathAs(n, as)
+	if !tracked {
+		return nil
+	}
+	r := e.fs.newRecord(record.OpFsync)
+	defer e.fs.putRecord(r)
+	r.Path, r.FileID, r.Flags = path, n.id, e.flags
+	r.Fields = record.FieldPath | record.FieldFileID
+	if _, err := e.fs.cfg.Log.Append(r, nil, nil); err != nil {
+		return fmt.Errorf("append an fsync of %q: %w", path, err)
+	}
+	return nil
+}
+
 // enter takes the tree's lock unless the caller of the emission has it.
 func (e *Emission) enter() func() {
 	if e.locked {
@@ -163,12 +184,17 @@ func (e *Emission) entry(ctx context.Context, dir *inode, name string, contents 
 	defer e.fs.table.unpin(n)
 	switch {
 	case n.isDir():
-		return e.dir(ctx, n)
+		err = e.dir(ctx, n)
 	case fd >= 0:
-		defer unix.Close(fd)
-		return e.content(ctx, n, dirName{dir, name}, fd)
+		err = e.content(ctx, n, dirName{dir, name}, fd)
+		unix.Close(fd)
+	default:
+		return nil
 	}
-	return nil
+	if err != nil {
+		return err
+	}
+	return e.sync(n, dirName{dir, name})
 }
 
 // state emits the attributes of an entry, pins its inode, and returns an open

@@ -9,6 +9,7 @@ package fs
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -62,6 +63,9 @@ type FS struct {
 	log     *zap.Logger
 	storeFd int
 	dev     uint64
+	// generation goes with every node id. The next process gives the same ids
+	// to other files, which an old file handle (name_to_handle_at) must not open.
+	generation uint32
 
 	gate gate
 	// tree is held shared by every request, exclusively by what changes the
@@ -117,6 +121,7 @@ func New(cfg Config) (*FS, error) {
 		log:           cfg.Logger,
 		storeFd:       fd,
 		dev:           st.Dev,
+		generation:    rand.Uint32(),
 	}
 	fs.recs.New = func() any { return new(record.Record) }
 	fs.gate.init()
@@ -221,6 +226,15 @@ func (r fileRef) stat(st *unix.Stat_t) error {
 	return unix.Fstatat(r.dirfd, r.name, st, unix.AT_SYMLINK_NOFOLLOW)
 }
 
+// statx asks for the time of birth only.
+func (r fileRef) statx(x *unix.Statx_t) error {
+	flags := unix.AT_SYMLINK_NOFOLLOW
+	if r.name == "" {
+		flags |= unix.AT_EMPTY_PATH
+	}
+	return unix.Statx(r.dirfd, r.name, flags, unix.STATX_BTIME|unix.STATX_INO, x)
+}
+
 // proc is a path for the calls that have no *at form. Its last component is
 // not a symlink to follow: use the l… variants, but for an open file itself.
 func (r fileRef) proc() string {
@@ -266,6 +280,17 @@ func fillAttr(a *fuse.Attr, st *unix.Stat_t) {
 	a.Uid, a.Gid = st.Uid, st.Gid
 	a.Rdev = fuseDev(st.Rdev)
 	a.Blksize = uint32(st.Blksize)
+}
+
+// fillStatx is fillAttr for statx(2).
+func fillStatx(x *fuse.Statx, st *unix.Stat_t) {
+	stamp := func(ts unix.Timespec) fuse.SxTime { return fuse.SxTime{Sec: uint64(ts.Sec), Nsec: uint32(ts.Nsec)} }
+	*x = fuse.Statx{
+		Mask: unix.STATX_BASIC_STATS, Blksize: uint32(st.Blksize), Nlink: uint32(st.Nlink), Uid: st.Uid, Gid: st.Gid,
+		Mode: uint16(st.Mode), Ino: st.Ino, Size: uint64(st.Size), Blocks: uint64(st.Blocks),
+		Atime: stamp(st.Atim), Mtime: stamp(st.Mtim), Ctime: stamp(st.Ctim),
+		RdevMajor: unix.Major(st.Rdev), RdevMinor: unix.Minor(st.Rdev),
+	}
 }
 
 // fuseDev is the kernel's new_encode_dev, which struct fuse_attr carries.

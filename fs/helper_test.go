@@ -27,6 +27,10 @@ func runHelper(name string) int {
 		return helperWorkload(os.Args[1])
 	case "mmap":
 		return helperMmap(os.Args[1], os.Args[2])
+	case "peer":
+		return helperPeer()
+	case "differ":
+		return helperDiffer(os.Args[1])
 	case "mount":
 		return helperMount(os.Args[1], os.Args[2])
 	}

@@ -36,8 +36,9 @@ type inode struct {
 	handles []*handle
 	// shared says that requests without a handle may use one of handles.
 	shared bool
-	// ghost is an O_PATH descriptor of a replaced file or symlink, or -1: what
-	// the kernel resolved before the rename still finds what was there.
+	// ghost is an O_PATH descriptor of what has no name any more, or -1. What the
+	// kernel resolved before a rename still finds the replaced file; and FIFOs,
+	// devices and symlinks, which no handle is for, may be open.
 	ghost int
 	// last is the state of an inode that lost its last name.
 	last *unix.Stat_t
@@ -329,15 +330,8 @@ func (t *table) removed(n, p *inode, name string, last *unix.Stat_t) {
 	})
 }
 
-// ghostRef is ref for what was replaced.
-func (t *table) ghostRef(n *inode) (fileRef, bool) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return fileRef{dirfd: n.ghost, path: true}, n.ghost >= 0
-}
-
-// bury keeps a descriptor of a file that was replaced, as long as the kernel
-// knows it.
+// bury keeps a descriptor of a file that lost its last name, as long as the
+// kernel knows it.
 func (t *table) bury(n *inode, fd int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -361,6 +355,7 @@ func (t *table) linked(n, p *inode, name string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	p.seq += 2
+	n.last = nil
 	t.addName(n, p, name)
 }
 
@@ -479,7 +474,10 @@ func (t *table) ref(n *inode) (fileRef, bool) {
 	t.mu.Lock()
 	if len(n.names) == 0 {
 		defer t.mu.Unlock()
-		return n.openRef()
+		if ref, ok := n.openRef(); ok {
+			return ref, true
+		}
+		return fileRef{dirfd: n.ghost, path: true}, n.ghost >= 0
 	}
 	dn := n.names[0]
 	t.mu.Unlock()

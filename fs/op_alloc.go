@@ -48,8 +48,8 @@ func (fs *FS) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fuse.Statu
 	if err := unix.Fstat(h.fd, &st); err != nil {
 		return errStatus(err)
 	}
-	if in.Uid != 0 {
-		fs.killPriv(n, h.fd, &st, in.Gid, r) // the request does not ask for it
+	if !keepsSetID(&st, &in.Caller) {
+		fs.killPriv(n, h.fd, &st, &in.Caller, r)
 	}
 	if !tracked {
 		return fuse.OK
@@ -113,8 +113,8 @@ func (fs *FS) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRangeIn) (u
 	if err := unix.Fstat(dst.fd, &st); err != nil {
 		return 0, errStatus(err)
 	}
-	if in.Uid != 0 {
-		fs.killPriv(dst.inode, dst.fd, &st, in.Gid, r)
+	if !keepsSetID(&st, &in.Caller) {
+		fs.killPriv(dst.inode, dst.fd, &st, &in.Caller, r)
 	}
 	if !tracked {
 		return uint32(k), fuse.OK

@@ -37,9 +37,7 @@ func (e *newEntry) make(cancel <-chan struct{}, call func(perm uint32) (int, err
 
 func (e *newEntry) makeLocked(call func(perm uint32) (int, error), st *unix.Stat_t) (*inode, int, fuse.Status) {
 	fs := e.fs
-	if e.typ != unix.S_IFLNK && e.umask != 0 && !fs.hasDefaultACL(e.dir) {
-		e.perm &^= e.umask
-	}
+	e.mask()
 	path, tracked := fs.table.entryPath(e.dir, e.name)
 	tracked = tracked && e.typ != unix.S_IFSOCK
 
@@ -86,6 +84,13 @@ func (e *newEntry) makeLocked(call func(perm uint32) (int, error), st *unix.Stat
 	return n, fd, fuse.OK
 }
 
+// mask applies the umask, unless a default ACL takes its place.
+func (e *newEntry) mask() {
+	if e.typ != unix.S_IFLNK && e.umask != 0 && !e.fs.hasDefaultACL(e.dir) {
+		e.perm &^= e.umask
+	}
+}
+
 // settle gives the entry its owner, as the kernel would have done for the
 // caller (inode_init_owner): the group of a setgid directory is inherited.
 func (e *newEntry) settle(fd int, st *unix.Stat_t) error {
@@ -107,13 +112,17 @@ func (e *newEntry) settle(fd int, st *unix.Stat_t) error {
 	if uid == st.Uid && gid == st.Gid {
 		return nil
 	}
-	if err := unix.Fchownat(e.fs.dirfd(e.dir), e.name, int(uid), int(gid), unix.AT_SYMLINK_NOFOLLOW); err != nil {
+	ref := fileRef{dirfd: e.fs.dirfd(e.dir), name: e.name}
+	if fd >= 0 {
+		ref = fileRef{dirfd: fd}
+	}
+	if err := chown(ref, int(uid), int(gid)); err != nil {
 		return err
 	}
 	mode := st.Mode
-	if e.typ == unix.S_IFREG && mode&(unix.S_ISUID|unix.S_ISGID) != 0 {
+	if e.typ != unix.S_IFLNK && e.typ != unix.S_IFDIR && mode&(unix.S_ISUID|unix.S_ISGID) != 0 {
 		// chown(2) cleared them.
-		if err := unix.Fchmodat(e.fs.dirfd(e.dir), e.name, mode&0o7777, 0); err != nil {
+		if err := chmod(ref, mode&0o7777); err != nil {
 			return err
 		}
 	}
@@ -305,7 +314,11 @@ func (fs *FS) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, out *fu
 	}
 	m := fs.begin(r)
 	defer m.end()
+	entering := fs.table.naming(n)
 	if err := linkat(ref, fs.dirfd(dir), name); err != nil {
+		if entering {
+			fs.table.unnamed(n)
+		}
 		return errStatus(err)
 	}
 	var st unix.Stat_t

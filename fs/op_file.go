@@ -75,7 +75,7 @@ func (fs *FS) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) f
 		}
 	}()
 	if trunc {
-		if s := fs.truncateOpened(n, fd, writes, in.Mode&fuse.OPEN_KILL_SUIDGID != 0, in.Gid); !s.Ok() {
+		if s := fs.truncateOpened(n, fd, writes, in.Mode&fuse.OPEN_KILL_SUIDGID != 0, &in.Caller); !s.Ok() {
 			return s
 		}
 	}
@@ -93,9 +93,7 @@ func (fs *FS) openInode(n *inode, flags int) (int, error) {
 	for range 16 {
 		ref, ok := fs.table.ref(n)
 		if !ok {
-			if ref, ok = fs.table.ghostRef(n); !ok {
-				return -1, unix.ESTALE
-			}
+			return -1, unix.ESTALE
 		}
 		var fd int
 		var err error
@@ -122,7 +120,7 @@ func (fs *FS) openInode(n *inode, flags int) (int, error) {
 }
 
 // truncateOpened is the O_TRUNC of an open, one record.
-func (fs *FS) truncateOpened(n *inode, fd int, writable, kill bool, gid uint32) fuse.Status {
+func (fs *FS) truncateOpened(n *inode, fd int, writable, kill bool, c *fuse.Caller) fuse.Status {
 	r := fs.newRecord(record.OpSetAttr)
 	if path, ok := fs.named(n, &handle{fd: fd, inode: n}); ok {
 		r.Path, r.FileID = path, n.id
@@ -139,7 +137,7 @@ func (fs *FS) truncateOpened(n *inode, fd int, writable, kill bool, gid uint32) 
 		return errStatus(err)
 	}
 	if kill {
-		fs.killPriv(n, fd, &st, gid, r)
+		fs.killPriv(n, fd, &st, c, r)
 	}
 	if r.Fields == 0 {
 		return fuse.OK
@@ -153,8 +151,8 @@ func (fs *FS) truncateOpened(n *inode, fd int, writable, kill bool, gid uint32) 
 // killPriv clears suid and sgid as the kernel would have for the caller
 // (HANDLE_KILLPRIV_V2 leaves it to us), and notes the mode in r. It drops
 // security.capability by itself when the store is written to.
-func (fs *FS) killPriv(n *inode, fd int, st *unix.Stat_t, gid uint32, r *record.Record) {
-	mode := withoutSetID(st, gid)
+func (fs *FS) killPriv(n *inode, fd int, st *unix.Stat_t, c *fuse.Caller, r *record.Record) {
+	mode := withoutSetID(st, c)
 	if mode == st.Mode || unix.Fchmod(fd, mode&0o7777) != nil {
 		return
 	}
@@ -168,21 +166,6 @@ func (fs *FS) killPriv(n *inode, fd int, st *unix.Stat_t, gid uint32, r *record.
 	if srv := fs.srv.Load(); srv != nil {
 		srv.InodeNotify(n.id, -1, 0)
 	}
-}
-
-// withoutSetID is the mode after a change by somebody in the group gid who
-// may not keep suid and sgid.
-func withoutSetID(st *unix.Stat_t, gid uint32) uint32 {
-	mode := st.Mode
-	if mode&unix.S_IFMT != unix.S_IFREG {
-		return mode
-	}
-	mode &^= unix.S_ISUID
-	// Supplementary groups are not told: losing the bit is the safe side.
-	if mode&unix.S_IXGRP != 0 || gid != st.Gid {
-		mode &^= unix.S_ISGID
-	}
-	return mode
 }
 
 // Read reads at an offset.
@@ -253,7 +236,7 @@ func (fs *FS) write(cancel <-chan struct{}, in *fuse.WriteIn, h *handle, data []
 		}
 	}
 	if in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0 {
-		fs.killPriv(n, h.fd, &st, in.Gid, r)
+		fs.killPriv(n, h.fd, &st, &in.Caller, r)
 	}
 	if !tracked {
 		return uint32(written), 0, fuse.OK

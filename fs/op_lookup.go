@@ -12,7 +12,7 @@ func (fs *FS) cacheTime() time.Duration { return time.Duration(fs.ttl.Load()) }
 func (fs *FS) fillEntry(out *fuse.EntryOut, n *inode, st *unix.Stat_t) {
 	ttl := fs.cacheTime()
 	out.NodeId = n.id
-	out.Generation = 1 // node ids are never reused
+	out.Generation = uint64(fs.generation)
 	out.SetEntryTimeout(ttl)
 	out.SetAttrTimeout(ttl)
 	fillAttr(&out.Attr, st)
@@ -111,7 +111,7 @@ func (fs *FS) dropStale(n *inode, ref fileRef) {
 	}
 }
 
-// holdRef is table.ref, or what was replaced, for calls that cannot tell
+// holdRef is table.ref for calls that cannot tell
 // whether they have met n. n.mu is held, which on a primary keeps the name n's;
 // on a standby it takes a descriptor, which release closes.
 func (fs *FS) holdRef(n *inode) (ref fileRef, release func(), err error) {
@@ -119,10 +119,7 @@ func (fs *FS) holdRef(n *inode) (ref fileRef, release func(), err error) {
 	ref, ok := fs.table.ref(n)
 	switch {
 	case !ok:
-		if ref, ok = fs.table.ghostRef(n); !ok {
-			return ref, release, unix.ESTALE
-		}
-		return ref, release, nil
+		return ref, release, unix.ESTALE
 	case ref.name == "" || n.isDir() || fs.cacheTime() > 0:
 		return ref, release, nil
 	}
@@ -151,6 +148,39 @@ func (fs *FS) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut) 
 	}
 	out.SetTimeout(fs.cacheTime())
 	fillAttr(&out.Attr, &st)
+	return fuse.OK
+}
+
+// Statx is stat with the time of birth, which is all that the kernel takes
+// from it beyond what GetAttr says.
+func (fs *FS) Statx(_ <-chan struct{}, in *fuse.StatxIn, out *fuse.StatxOut) fuse.Status {
+	fs.tree.RLock()
+	defer fs.tree.RUnlock()
+	n := fs.table.get(in.NodeId)
+	if n == nil {
+		return fuse.Status(unix.ESTALE)
+	}
+	var h *handle
+	if in.GetattrFlags&fuse.FUSE_GETATTR_FH != 0 {
+		h = fs.handles.get(in.Fh)
+	}
+	var st unix.Stat_t
+	if err := fs.statInode(n, h, &st); err != nil {
+		return errStatus(err)
+	}
+	out.SetTimeout(fs.cacheTime())
+	fillStatx(&out.Statx, &st)
+	n.mu.Lock() // the name stays n's
+	defer n.mu.Unlock()
+	ref, ok := fs.table.ref(n)
+	if h != nil && h.inode == n {
+		ref, ok = fileRef{dirfd: h.fd}, true
+	}
+	var x unix.Statx_t
+	if ok && ref.statx(&x) == nil && x.Ino == st.Ino && x.Mask&unix.STATX_BTIME != 0 {
+		out.Mask |= unix.STATX_BTIME
+		out.Btime.FromStatxTimestamp(&x.Btime)
+	}
 	return fuse.OK
 }
 

@@ -78,10 +78,20 @@ func (fs *FS) remove(cancel <-chan struct{}, header *fuse.InHeader, name string,
 	if n != nil && n.isDir() {
 		fs.dirfd(n) // who is in it goes on using it, without a name to open it by
 	}
+	ghost := -1
+	if last && n != nil && n.typ != unix.S_IFREG && n.typ != unix.S_IFDIR {
+		ghost = openGhost(fs.dirfd(dir), name)
+	}
 	fs.table.removing(n, dir, last)
 	if err := unix.Unlinkat(fs.dirfd(dir), name, flags); err != nil {
 		fs.table.kept(n, dir, last)
+		if ghost >= 0 {
+			unix.Close(ghost)
+		}
 		return errStatus(err)
+	}
+	if ghost >= 0 {
+		fs.table.bury(n, ghost)
 	}
 	if last {
 		fs.table.removed(n, dir, name, &st)
@@ -94,6 +104,15 @@ func (fs *FS) remove(cancel <-chan struct{}, header *fuse.InHeader, name string,
 	fs.setParentTime(r, dir)
 	_, s := m.commit(nil)
 	return s
+}
+
+// openGhost opens what is about to lose its last name; -1 if it cannot be.
+func openGhost(dirfd int, name string) int {
+	fd, err := unix.Openat(dirfd, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1
+	}
+	return fd
 }
 
 // Rename moves a name, over another one or swapping with it.
@@ -229,10 +248,8 @@ func (r *rename) run() fuse.Status {
 		fs.dirfd(r.dstIn) // as in remove
 	}
 	if over {
-		if last && r.dstIn != nil && (r.dstIn.typ == unix.S_IFREG || r.dstIn.typ == unix.S_IFLNK) {
-			if fd, err := unix.Openat(r.fs.dirfd(r.to), r.newName, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0); err == nil {
-				ghost = fd
-			}
+		if last && r.dstIn != nil && r.dstIn.typ != unix.S_IFDIR {
+			ghost = openGhost(fs.dirfd(r.to), r.newName)
 		}
 		fs.table.removing(r.dstIn, r.to, last)
 	}
@@ -263,10 +280,25 @@ func (r *rename) run() fuse.Status {
 			rec.Fields |= record.FieldParent2Mtime
 		}
 	}
+	r.movedTime(rec, &r.src, r.to, r.newName)
 	if exchange {
 		return r.recordExchange(&m, oldIn, srcSock, dstSock)
 	}
 	return r.record(&m, oldIn, newIn, srcSock, dstSock)
+}
+
+// movedTime notes the mtime of a directory that went to another one, where it
+// is called name now: XFS changes it, for the sake of "..".
+func (r *rename) movedTime(rec *record.Record, was *unix.Stat_t, dir *inode, name string) {
+	rec.Fields &^= record.FieldMtime
+	if was.Mode&unix.S_IFMT != unix.S_IFDIR || r.from == r.to {
+		return
+	}
+	var st unix.Stat_t
+	if unix.Fstatat(r.fs.dirfd(dir), name, &st, unix.AT_SYMLINK_NOFOLLOW) == nil {
+		rec.Mtime = mtimeOf(&st)
+		rec.Fields |= record.FieldMtime
+	}
 }
 
 func (r *rename) updateTable(exchange, last bool) {
@@ -362,8 +394,18 @@ func (r *rename) recordExchange(m *mutation, in, srcSock, dstSock bool) fuse.Sta
 		if r.dstIn != nil {
 			rec.FileID, rec.Fields = r.dstIn.id, rec.Fields|record.FieldFileID
 		}
+		r.movedTime(rec, &r.dst, r.from, r.oldName)
 	}
-	_, s := m.commit(nil)
+	if _, s := m.commit(nil); !s.Ok() || srcSock || dstSock {
+		return s
+	}
+	// The record has room for one of the two.
+	other := record.Record{Op: record.OpSetAttr, Path: rec.Path2, Fields: record.FieldPath}
+	if r.movedTime(&other, &r.dst, r.from, r.oldName); !other.Fields.Has(record.FieldMtime) {
+		return fuse.OK
+	}
+	times := mutation{fs: r.fs, rec: &other}
+	_, s := times.commit(nil)
 	return s
 }
 

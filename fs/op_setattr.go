@@ -92,6 +92,12 @@ func (fs *FS) applyAttr(in *fuse.SetAttrIn, n *inode, h *handle, ref fileRef) (c
 	}
 	uid, hasUID := in.GetUID()
 	gid, hasGID := in.GetGID()
+	var before unix.Stat_t
+	if in.Valid&fuse.FATTR_KILL_SUIDGID != 0 {
+		if err := ref.stat(&before); err != nil {
+			return changed, err
+		}
+	}
 	if hasUID || hasGID {
 		u, g := -1, -1
 		if hasUID {
@@ -100,14 +106,13 @@ func (fs *FS) applyAttr(in *fuse.SetAttrIn, n *inode, h *handle, ref fileRef) (c
 		if hasGID {
 			g = int(gid)
 		}
-		flags := unix.AT_SYMLINK_NOFOLLOW
-		if ref.name == "" {
-			flags |= unix.AT_EMPTY_PATH
-		}
-		if err := unix.Fchownat(ref.dirfd, ref.name, u, g, flags); err != nil {
+		if err := chown(ref, u, g); err != nil {
 			return changed, err
 		}
 		changed |= record.FieldOwner
+	}
+	if !hasGID {
+		gid = before.Gid
 	}
 	if mode, ok := in.GetMode(); ok {
 		if err := chmod(ref, mode); err != nil {
@@ -115,7 +120,9 @@ func (fs *FS) applyAttr(in *fuse.SetAttrIn, n *inode, h *handle, ref fileRef) (c
 		}
 		changed |= record.FieldMode
 	} else if in.Valid&fuse.FATTR_KILL_SUIDGID != 0 {
-		did, err := fs.killSetID(ref, in.Gid)
+		// A chown asks for it whoever the caller is, a truncate only if it may
+		// not keep them.
+		did, err := killSetID(ref, &before, &in.Caller, changed&record.FieldOwner != 0, gid)
 		if err != nil {
 			return changed, err
 		}
@@ -172,23 +179,40 @@ func (fs *FS) truncate(n *inode, h *handle, ref fileRef, size int64) error {
 	return unix.Ftruncate(fd, size)
 }
 
-func chmod(ref fileRef, mode uint32) error {
+func chown(ref fileRef, uid, gid int) error {
+	flags := unix.AT_SYMLINK_NOFOLLOW
 	if ref.name == "" {
+		flags |= unix.AT_EMPTY_PATH
+	}
+	return unix.Fchownat(ref.dirfd, ref.name, uid, gid, flags)
+}
+
+func chmod(ref fileRef, mode uint32) error {
+	switch {
+	case ref.path:
+		return unix.Fchmodat(unix.AT_FDCWD, ref.proc(), mode, 0)
+	case ref.name == "":
 		return unix.Fchmod(ref.dirfd, mode)
 	}
 	// The kernel refuses chmod of a symlink before it comes here.
 	return unix.Fchmodat(ref.dirfd, ref.name, mode, 0)
 }
 
-// killSetID clears suid and sgid for a caller in the group gid.
-func (fs *FS) killSetID(ref fileRef, gid uint32) (bool, error) {
-	var st unix.Stat_t
-	if err := ref.stat(&st); err != nil {
-		return false, err
-	}
-	mode := withoutSetID(&st, gid)
-	if mode == st.Mode {
+// killSetID clears suid and sgid after a change by the caller; before is what
+// the file was, gid its new group if the change was a chown.
+func killSetID(ref fileRef, before *unix.Stat_t, c *fuse.Caller, chowned bool, gid uint32) (bool, error) {
+	mode := withoutSetID(before, c)
+	if mode == before.Mode {
 		return false, nil
+	}
+	if chowned && before.Mode&(unix.S_ISGID|unix.S_IXGRP) == unix.S_ISGID {
+		// sgid may be kept, by whoever might give it to the file: with suid to
+		// be cleared the kernel asks so of the new group as well.
+		may := func(gid uint32) bool { return inGroup(c, gid) || capable(c, unix.CAP_FSETID) }
+		mode |= unix.S_ISGID
+		if !may(before.Gid) || before.Mode&unix.S_ISUID != 0 && !may(gid) {
+			mode &^= unix.S_ISGID
+		}
 	}
 	return true, chmod(ref, mode&0o7777)
 }

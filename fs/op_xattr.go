@@ -1,6 +1,8 @@
 package fs
 
 import (
+	"bytes"
+
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
@@ -31,14 +33,20 @@ func (r fileRef) listxattr(dest []byte) (int, error) {
 }
 
 func (r fileRef) setxattr(name string, value []byte, flags int) error {
-	if r.name == "" {
+	switch {
+	case r.path:
+		return unix.Setxattr(r.proc(), name, value, flags)
+	case r.name == "":
 		return unix.Fsetxattr(r.dirfd, name, value, flags)
 	}
 	return unix.Lsetxattr(r.proc(), name, value, flags)
 }
 
 func (r fileRef) removexattr(name string) error {
-	if r.name == "" {
+	switch {
+	case r.path:
+		return unix.Removexattr(r.proc(), name)
+	case r.name == "":
 		return unix.Fremovexattr(r.dirfd, name)
 	}
 	return unix.Lremovexattr(r.proc(), name)
@@ -51,7 +59,45 @@ func (fs *FS) GetXAttr(_ <-chan struct{}, header *fuse.InHeader, attr string, de
 
 // ListXAttr lists their names.
 func (fs *FS) ListXAttr(_ <-chan struct{}, header *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
-	return fs.readXattr(header, func(r fileRef) (int, error) { return r.listxattr(dest) })
+	return fs.readXattr(header, func(r fileRef) (int, error) {
+		size, err := r.listxattr(nil)
+		if err != nil || size == 0 {
+			return size, err
+		}
+		names := make([]byte, size)
+		if size, err = r.listxattr(names); err != nil {
+			return 0, err
+		}
+		names = visibleTo(&header.Caller, names[:size])
+		switch {
+		case len(dest) == 0:
+			return len(names), nil
+		case len(names) > len(dest):
+			return 0, unix.ERANGE
+		}
+		return copy(dest, names), nil
+	})
+}
+
+// visibleTo leaves out of a list of names the trusted ones, unless the caller
+// may see them. The store's file system shows them to the daemon.
+func visibleTo(c *fuse.Caller, names []byte) []byte {
+	const prefix = "trusted."
+	if !bytes.Contains(names, []byte(prefix)) || capable(c, unix.CAP_SYS_ADMIN) {
+		return names
+	}
+	out := names[:0]
+	for rest := names; len(rest) > 0; {
+		end := bytes.IndexByte(rest, 0) + 1
+		if end == 0 {
+			end = len(rest)
+		}
+		if name := rest[:end]; !bytes.HasPrefix(name, []byte(prefix)) {
+			out = append(out, name...)
+		}
+		rest = rest[end:]
+	}
+	return out
 }
 
 func (fs *FS) readXattr(header *fuse.InHeader, call func(fileRef) (int, error)) (uint32, fuse.Status) {
@@ -77,7 +123,8 @@ func (fs *FS) readXattr(header *fuse.InHeader, call func(fileRef) (int, error)) 
 
 // SetXAttr sets an extended attribute, POSIX ACLs included.
 func (fs *FS) SetXAttr(cancel <-chan struct{}, in *fuse.SetXAttrIn, attr string, data []byte) fuse.Status {
-	kill := in.SetXAttrFlags&fuse.SETXATTR_ACL_KILL_SGID != 0
+	// The kernel says so of a default ACL as well, which changes no mode.
+	kill := in.SetXAttrFlags&fuse.SETXATTR_ACL_KILL_SGID != 0 && attr == "system.posix_acl_access"
 	return fs.changeXattr(cancel, in.NodeId, record.OpSetXattr, attr, data, kill, func(r fileRef) error {
 		return r.setxattr(attr, data, int(in.Flags))
 	})

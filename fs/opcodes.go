@@ -121,7 +121,7 @@ var opcodeTable = [opcodes]opcodeInfo{
 	OpcodeMknod:         {name: "MKNOD", effect: mutates, records: gives(record.OpCreate, record.OpSetAttr)},
 	OpcodeMkdir:         {name: "MKDIR", effect: mutates, records: gives(record.OpMkdir, record.OpSetAttr)},
 	OpcodeSymlink:       {name: "SYMLINK", effect: mutates, records: gives(record.OpSymlink, record.OpSetAttr)},
-	OpcodeLink:          {name: "LINK", effect: mutates, records: gives(record.OpLink, record.OpSetAttr, record.OpState, record.OpStateData, record.OpStateEnd)},
+	OpcodeLink:          {name: "LINK", effect: mutates, records: gives(record.OpLink, record.OpSetAttr, record.OpState, record.OpStateData, record.OpStateEnd, record.OpFsync)},
 	OpcodeUnlink:        {name: "UNLINK", effect: mutates, records: gives(record.OpUnlink, record.OpSetAttr)},
 	OpcodeRmdir:         {name: "RMDIR", effect: mutates, records: gives(record.OpRmdir, record.OpSetAttr)},
 	OpcodeRename:        {name: "RENAME", effect: mutates, records: renameRecords},
@@ -139,9 +139,9 @@ var opcodeTable = [opcodes]opcodeInfo{
 	OpcodeFlush:           {name: "FLUSH", effect: refused, why: "ENOSYS: close(2) has nothing to do here, and the kernel stops asking"},
 	OpcodeAccess:          {name: "ACCESS", effect: refused, why: "never sent: with default_permissions the kernel checks by itself"},
 	OpcodeIoctl:           {name: "IOCTL", effect: refused, why: "ENOSYS, the caller gets ENOTTY: inode flags and project ids (chattr) have no record"},
-	OpcodeTmpfile:         {name: "TMPFILE", effect: refused, why: "ENOSYS, the caller gets EOPNOTSUPP and makes a file with a name instead"},
+	OpcodeTmpfile:         {name: "TMPFILE", why: "makes a file that no path leads to until LINK gives it one"},
 	OpcodePoll:            {name: "POLL", effect: refused, why: "ENOSYS: regular files are always ready, as the kernel then answers itself"},
-	OpcodeStatx:           {name: "STATX", effect: refused, why: "ENOSYS: the kernel makes it of GETATTR"},
+	OpcodeStatx:           {name: "STATX", why: "reads"},
 	OpcodeBmap:            {name: "BMAP", effect: refused, why: "never sent: only for file systems on a block device"},
 	OpcodeGetlk:           {name: "GETLK", effect: refused, why: "never sent: locks are left to the kernel"},
 	OpcodeSetlk:           {name: "SETLK", effect: refused, why: "never sent: locks are left to the kernel"},
@@ -158,7 +158,7 @@ var opcodeTable = [opcodes]opcodeInfo{
 	OpcodeBatchForget: {name: "BATCH_FORGET", why: "concerns the inode table only"},
 }
 
-var renameRecords = gives(record.OpRename, record.OpRemoveTree, record.OpSetAttr, record.OpState, record.OpStateData, record.OpStateEnd)
+var renameRecords = gives(record.OpRename, record.OpRemoveTree, record.OpSetAttr, record.OpState, record.OpStateData, record.OpStateEnd, record.OpFsync)
 
 // Known reports whether the protocol that this version speaks has the opcode.
 func (o Opcode) Known() bool { return o < opcodes && opcodeTable[o].name != "" }

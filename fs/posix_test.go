@@ -13,7 +13,6 @@ import (
 func TestPosix(t *testing.T) {
 	skip := map[string]string{
 		"FcntlFlockLocksFile": "expects the fcntl(2) locks of one process to exclude each other, which they do nowhere",
-		"Tmpfile":             "the daemon does not offer O_TMPFILE: programs fall back to a named file",
 	}
 	for _, name := range slices.Sorted(maps.Keys(posixtest.All)) {
 		t.Run(name, func(t *testing.T) {

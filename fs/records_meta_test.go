@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -160,4 +162,36 @@ func TestNoSpace(t *testing.T) {
 		t.Error("a refused mkdir gave a record")
 	}
 	e.sound()
+}
+
+// TestTrustedXattrs: who may not read trusted attributes does not see their
+// names either, whatever the size asked for.
+func TestTrustedXattrs(t *testing.T) {
+	e := newEnv(t, options{base: disk})
+	f := e.in("f")
+	must(t, os.WriteFile(f, nil, 0o644))
+	must(t, unix.Chmod(f, 0o666))
+	for _, name := range []string{"trusted.a", "user.b", "trusted.c"} {
+		must(t, unix.Setxattr(f, name, []byte("x"), 0))
+	}
+	for _, c := range []struct {
+		who  string
+		want string
+	}{{"root", "trusted.a,trusted.c,user.b"}, {"bob", "user.b"}, {"lessroot", "user.b"}} {
+		a, err := startActor(actors[slices.IndexFunc(actors, func(i identity) bool { return i.name == c.who })])
+		must(t, err)
+		buf := make([]byte, 100)
+		var size, n int
+		var small error
+		a.do(func() {
+			size, err = unix.Listxattr(f, nil)
+			n, _ = unix.Listxattr(f, buf)
+			_, small = unix.Listxattr(f, buf[:3])
+		})
+		a.stop()
+		must(t, err)
+		if got := sorted(string(buf[:n])); got != c.want || size != n || small != unix.ERANGE {
+			t.Errorf("%s sees %q, size %d, then %d; with too little room %v", c.who, got, size, n, small)
+		}
+	}
 }

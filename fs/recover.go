@@ -172,9 +172,20 @@ func (fs *FS) recoverRename(in *record.Record, to *place) error {
 		if !exchange {
 			in.Flags |= record.FlagRedo
 		}
+		if to.st.Mode&unix.S_IFMT == unix.S_IFDIR {
+			in.Mtime = mtimeOf(&to.st)
+			in.Fields |= record.FieldMtime
+		}
 		fs.setParentTime(in, to.dir)
 		if err := fs.append(in, nil); err != nil {
 			return err
+		}
+		if exchange && from.st.Mode&unix.S_IFMT == unix.S_IFDIR {
+			if err := fs.append(&record.Record{
+				Op: record.OpSetAttr, Path: from.path, Mtime: mtimeOf(&from.st), Fields: record.FieldPath | record.FieldMtime,
+			}, nil); err != nil {
+				return err
+			}
 		}
 	default:
 		// The border of what is replicated was crossed: say what is there.

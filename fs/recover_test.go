@@ -1,6 +1,7 @@
 package fs
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"testing"
@@ -41,6 +42,9 @@ func crashCases() []crashCase {
 		{"mkdir", func(d dir) error { return unix.Mkdir(d.in("n"), 0o711) }},
 		{"symlink", func(d dir) error { return unix.Symlink("f", d.in("n")) }},
 		{"link", func(d dir) error { return unix.Link(d.in("f"), d.in("n")) }},
+		{"link of a nameless file", func(d dir) error {
+			return d.nameless(0, func(fd int) error { return errors.Join(writeAll(fd, "content"), d.linkOpen(fd, "n")) })
+		}},
 		{"link in", func(d dir) error { return unix.Link(d.in("tmp/f"), d.in("n")) }},
 		{"unlink", func(d dir) error { return unix.Unlink(d.in("g")) }},
 		{"unlink of a link", func(d dir) error { return unix.Unlink(d.in("f")) }},
