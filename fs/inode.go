@@ -53,6 +53,9 @@ type inode struct {
 	// layout counts shifts of the content (collapse, insert), which a copy
 	// under way must notice. Guarded by mu.
 	layout uint64
+	// absentIn is the FS.role in which an attribute was found to be absent, see
+	// absent.go. Guarded by mu.
+	absentIn uint64
 }
 
 type inodeKey struct{ dev, ino uint64 }
@@ -169,7 +172,8 @@ func (t *table) lookup(p *inode, name string, st *unix.Stat_t, kind refKind) (*i
 }
 
 // intern finds or makes the inode for st, notes that it is called name in p,
-// and adds a reference. With seq it returns nil when p changed since.
+// and adds a reference. With seq it returns nil when p changed since; without,
+// the caller has just made the file.
 func (t *table) intern(p *inode, name string, st *unix.Stat_t, kind refKind, seq *uint64) *inode {
 	t.mu.Lock()
 	if seq != nil && p.seq != *seq {
@@ -180,6 +184,9 @@ func (t *table) intern(p *inode, name string, st *unix.Stat_t, kind refKind, seq
 	if n == nil {
 		n = &inode{id: t.next, key: keyOf(st), typ: st.Mode & unix.S_IFMT, ghost: -1}
 		t.next++
+		if seq == nil && n.typ == unix.S_IFREG {
+			t.fs.noteAbsent(n, capability) // it was just made
+		}
 		t.byID[n.id] = n
 		t.byKey[n.key] = n
 		t.peak = max(t.peak, len(t.byID))

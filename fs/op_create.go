@@ -134,13 +134,6 @@ func (e *newEntry) inheritsGroup() bool {
 	return unix.Fstat(e.fs.dirfd(e.dir), &st) == nil && st.Mode&unix.S_ISGID != 0
 }
 
-// hasDefaultACL tells whether new entries take their mode from the
-// directory's default ACL instead of the umask.
-func (fs *FS) hasDefaultACL(dir *inode) bool {
-	_, err := unix.Lgetxattr(fileRef{dirfd: fs.dirfd(dir), name: "."}.proc(), "system.posix_acl_default", nil)
-	return err == nil
-}
-
 // setParentTime notes the directory's mtime in a record of a change in it.
 func (fs *FS) setParentTime(r *record.Record, dir *inode) {
 	var st unix.Stat_t

@@ -19,6 +19,7 @@ func (fs *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut)
 	defer fs.gate.leave()
 	fs.tree.RLock()
 	defer fs.tree.RUnlock()
+	defer lockInodes(dir)()
 	e := newEntry{fs: fs, dir: dir, caller: &in.Caller, perm: in.Mode & 0o7777, umask: in.Umask, typ: unix.S_IFREG}
 	e.mask()
 	// Not O_EXCL: whether it may get a name the kernel knows itself.

@@ -54,12 +54,12 @@ func (r fileRef) removexattr(name string) error {
 
 // GetXAttr reads an extended attribute.
 func (fs *FS) GetXAttr(_ <-chan struct{}, header *fuse.InHeader, attr string, dest []byte) (uint32, fuse.Status) {
-	return fs.readXattr(header, func(r fileRef) (int, error) { return r.getxattr(attr, dest) })
+	return fs.readXattr(header, attr, func(r fileRef) (int, error) { return r.getxattr(attr, dest) })
 }
 
 // ListXAttr lists their names.
 func (fs *FS) ListXAttr(_ <-chan struct{}, header *fuse.InHeader, dest []byte) (uint32, fuse.Status) {
-	return fs.readXattr(header, func(r fileRef) (int, error) {
+	return fs.readXattr(header, "", func(r fileRef) (int, error) {
 		size, err := r.listxattr(nil)
 		if err != nil || size == 0 {
 			return size, err
@@ -100,7 +100,8 @@ func visibleTo(c *fuse.Caller, names []byte) []byte {
 	return out
 }
 
-func (fs *FS) readXattr(header *fuse.InHeader, call func(fileRef) (int, error)) (uint32, fuse.Status) {
+// readXattr reads the attribute attr, or with "" their list.
+func (fs *FS) readXattr(header *fuse.InHeader, attr string, call func(fileRef) (int, error)) (uint32, fuse.Status) {
 	fs.tree.RLock()
 	defer fs.tree.RUnlock()
 	n := fs.table.get(header.NodeId)
@@ -109,12 +110,18 @@ func (fs *FS) readXattr(header *fuse.InHeader, call func(fileRef) (int, error)) 
 	}
 	n.mu.Lock() // the name stays n's
 	defer n.mu.Unlock()
+	if fs.knownAbsent(n, attr) {
+		return 0, fuse.ENOATTR
+	}
 	ref, release, err := fs.holdRef(n)
 	if err != nil {
 		return 0, errStatus(err)
 	}
 	defer release()
 	k, err := call(ref)
+	if err == unix.ENODATA {
+		fs.noteAbsent(n, attr)
+	}
 	if err != nil {
 		return 0, errStatus(err)
 	}
@@ -162,6 +169,7 @@ func (fs *FS) changeXattr(cancel <-chan struct{}, id uint64, op record.Op, attr 
 	}
 	m := fs.begin(r)
 	defer m.end()
+	fs.noteChanged(n, attr)
 	if err := call(ref); err != nil {
 		return errStatus(err)
 	}

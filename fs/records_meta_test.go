@@ -15,7 +15,6 @@ import (
 const (
 	accessACL  = "system.posix_acl_access"
 	defaultACL = "system.posix_acl_default"
-	capability = "security.capability"
 )
 
 // fileCap is a value of security.capability: cap_net_raw, effective.

@@ -281,7 +281,7 @@ func (fs *FS) recoverAttr(in *record.Record, p *place) error {
 		return err
 	}
 	return fs.recoverXattr(&record.Record{
-		Path: in.Path, Name: "security.capability", Fields: record.FieldPath | record.FieldName,
+		Path: in.Path, Name: capability, Fields: record.FieldPath | record.FieldName,
 	}, p)
 }
 
