@@ -66,6 +66,18 @@ func blocks(t *testing.T, what string, ch <-chan fsynced, limit time.Duration) {
 func stopDaemon(t *testing.T, c *lab.Cluster, node string) {
 	t.Helper()
 	signal(t, c, node, syscall.SIGSTOP)
+	// The signal is sent before it has stopped every thread.
+	tasks := fmt.Sprintf("/proc/%d/task/*/stat", c.Process(node).Pid())
+	eventually(t, t.Context(), hang, node+" stops", func() error {
+		stats, err := filepath.Glob(tasks)
+		for _, path := range stats {
+			b, err := os.ReadFile(path)
+			if err == nil && !strings.Contains(string(b), ") T ") {
+				return fmt.Errorf("a thread still runs: %.40s", b)
+			}
+		}
+		return err
+	})
 	// Whoever looks at its mount hangs until it goes on.
 	t.Cleanup(func() { _ = c.Process(node).Signal(syscall.SIGCONT) })
 }
