@@ -74,6 +74,7 @@ type FS struct {
 	table   table
 	handles handleTable
 	janitor janitor
+	lost    lostPages
 
 	// ttl is how long the kernel may cache, in nanoseconds; 0 on a standby,
 	// whose store changes underneath.

@@ -196,6 +196,9 @@ func (fs *FS) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint
 // write returns the LSN of the fsync that an O_SYNC write asks for, or 0.
 func (fs *FS) write(cancel <-chan struct{}, in *fuse.WriteIn, h *handle, data []byte) (uint32, uint64, fuse.Status) {
 	if s := fs.gate.enter(); !s.Ok() {
+		if in.WriteFlags&fuse.WRITE_CACHE != 0 {
+			fs.refuse(h, len(data))
+		}
 		return 0, 0, s
 	}
 	defer fs.gate.leave()

@@ -17,6 +17,7 @@ func (fs *FS) SetWritable() {
 	fs.table.verifyNames()
 	fs.rehomeAll()
 	fs.tree.Unlock()
+	fs.lost.reset()
 	fs.role.Add(1)
 	fs.ttl.Store(int64(primaryTTL))
 	fs.gate.set(gateOpen)

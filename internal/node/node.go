@@ -230,6 +230,7 @@ func (n *Node) stop() error {
 	role := n.role
 	n.mu.Unlock()
 	if role == wire.Role_ROLE_PRIMARY {
+		n.flushMapped()
 		n.fs.SetReadOnly()
 		last := n.oplog.Last()
 		for _, name := range n.insync.Set() {

@@ -167,6 +167,7 @@ func (n *Node) demote(context.Context) (*control.RoleChange, error) {
 		return &control.RoleChange{Role: "standby", Epoch: n.state.Get().Epoch, What: "this node is a standby already"}, nil
 	}
 	begun := time.Now()
+	n.flushMapped()
 	n.fs.SetReadOnly()
 	last := n.oplog.Last()
 	for _, name := range n.insync.Set() {

@@ -157,6 +157,14 @@ func (n *Node) startStandby() error {
 	return nil
 }
 
+// flushMapped gets what programs have stored in shared mappings while it can
+// still be recorded.
+func (n *Node) flushMapped() {
+	ctx, cancel := context.WithTimeout(context.Background(), n.cfg.Replication.DrainTimeout.Std())
+	defer cancel()
+	n.fs.FlushMapped(ctx)
+}
+
 // stepDown makes a primary a standby of whoever is primary next. Its gate
 // closes first; the caller has drained it, or does not care. changing is held.
 func (n *Node) stepDown() error {

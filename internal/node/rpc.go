@@ -154,9 +154,10 @@ func (n *Node) Handover(ctx context.Context, in *wire.HandoverRequest) (*wire.Ha
 		return nil, status.Errorf(codes.FailedPrecondition, "%s is not in sync: wait until `replfs status` says it is", name)
 	}
 	n.log.Info("handing over", zap.String("peer", name))
+	timeout := n.cfg.Replication.DrainTimeout.Std()
+	n.flushMapped()
 	n.fs.Freeze()
 	last := n.oplog.Last()
-	timeout := n.cfg.Replication.DrainTimeout.Std()
 	if err := n.insync.WaitApplied(name, last, timeout); err != nil {
 		n.fs.Thaw()
 		n.log.Warn("not handed over: writers go on", zap.Error(err))

@@ -2,6 +2,7 @@ package node
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/replfs/replfs/internal/control"
@@ -35,6 +36,13 @@ func (n *Node) status() *control.Status {
 		out.Problems = append(out.Problems, control.Problem{
 			What: "this node is suspect: " + suspect,
 			Do:   "look at the log; if this is the primary, promote the standby, then restart replfs here: it gets a complete copy",
+		})
+	}
+	if lost, files := n.fs.LostPages(); lost > 0 {
+		out.Problems = append(out.Problems, control.Problem{
+			What: fmt.Sprintf("%d bytes that programs had stored in mapped files came to be written after this node stopped being primary, and were refused: %s",
+				lost, strings.Join(files, ", ")),
+			Do: "the programs got EIO from msync, fsync or close; stop them before a switchover",
 		})
 	}
 	switch role {
