@@ -56,10 +56,10 @@ var dataKinds = []opKind{
 		genData(g, o)
 		o.a = pick(g, unix.SEEK_SET, unix.SEEK_CUR, unix.SEEK_END, unix.SEEK_DATA, unix.SEEK_HOLE)
 	}, doSeek},
-	{"truncate", 6, func(g *gen, o *op) { genData(g, o); o.path = g.path() }, func(_ *side, o *op) string {
+	{"truncate", 6, func(g *gen, o *op) { genTruncate(g, o); o.path = g.path() }, func(_ *side, o *op) string {
 		return outcome(unix.Truncate(o.path, o.off), "")
 	}},
-	{"ftruncate", 5, genData, func(s *side, o *op) string { return outcome(unix.Ftruncate(s.fds[o.slot], o.off), "") }},
+	{"ftruncate", 5, genTruncate, func(s *side, o *op) string { return outcome(unix.Ftruncate(s.fds[o.slot], o.off), "") }},
 	{"fallocate", 7, func(g *gen, o *op) {
 		genData(g, o)
 		o.mode = pick[uint32](g, 0, unix.FALLOC_FL_KEEP_SIZE, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, unix.FALLOC_FL_ZERO_RANGE,
@@ -110,6 +110,13 @@ func genData(g *gen, o *op) {
 	o.a, o.b = g.IntN(256), g.IntN(2)
 	if g.IntN(50) == 0 {
 		o.off = -1
+	}
+}
+
+func genTruncate(g *gen, o *op) {
+	genData(g, o)
+	if o.off == 0 && g.fstype == "xfs" { // of an empty file: a known difference
+		o.off = 1
 	}
 }
 

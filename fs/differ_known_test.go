@@ -27,10 +27,10 @@ type difference struct {
 // list for people.
 var knownDifferences = []difference{
 	{
-		what: "statx(2) with AT_STATX_DONT_SYNC gives no time of birth",
-		why:  "the kernel answers from what it has cached, and it caches no such time (fuse_update_get_attr)",
-		here: func(_ string, o *op, plain, mount string) bool {
-			return o.kind.name == "statx" && o.flags&unix.AT_STATX_DONT_SYNC != 0 && strings.ReplaceAll(plain, "born true", "born false") == mount
+		what: "statx(2) with AT_STATX_DONT_SYNC may give old attributes, and gives no time of birth",
+		why:  "the kernel answers from what it has cached, as it is asked to, and it caches no such time (fuse_update_get_attr)",
+		here: func(_ string, o *op, _, _ string) bool {
+			return o.kind.name == "statx" && o.flags&unix.AT_STATX_DONT_SYNC != 0
 		},
 		show: func(_ *testing.T, dir string) string {
 			return doStatx(nil, &op{path: dir + "/f", flags: unix.AT_STATX_DONT_SYNC})
@@ -94,6 +94,16 @@ var knownDifferences = []difference{
 					return unix.Fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, 8*page, page)
 				}))
 			})
+			return stat(t, dir+"/f")
+		},
+	},
+	{
+		what: "on an XFS store, truncating an empty file to nothing clears suid and sgid, as on the other file systems",
+		why:  "XFS returns before it would (xfs_setattr_size); nothing tells the daemon so for certain",
+		on:   "xfs",
+		show: func(t *testing.T, dir string) string {
+			must(t, unix.Chmod(dir+"/f", 0o4777))
+			as(t, "bob", func() { must(t, unix.Truncate(dir+"/f", 0)) })
 			return stat(t, dir+"/f")
 		},
 	},
@@ -259,7 +269,7 @@ func with(path string, flags int, f func(fd int) error) error {
 // TestKnownDifferences: each of them is still there; what is not any more is to
 // be taken off the list.
 func TestKnownDifferences(t *testing.T) {
-	for _, fstype := range []string{"tmpfs", "ext4", "btrfs"} {
+	for _, fstype := range fsTypes {
 		t.Run(fstype, func(t *testing.T) {
 			e := newEnv(t, options{base: newFilesystem(t, fstype, "")})
 			native := e.path("native")

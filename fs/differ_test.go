@@ -60,9 +60,10 @@ func (d differ) start(t testing.TB) error {
 	return err
 }
 
-// differSeeds are the seeds to run, each with its number of steps.
+// differSeeds are the seeds to run and the number of steps: always the same
+// ones, but in the long run.
 func differSeeds(t testing.TB) (seeds []uint64, steps int) {
-	steps = 2000
+	steps = 3000
 	if s := os.Getenv("REPLFS_STEPS"); s != "" {
 		n, err := strconv.Atoi(s)
 		must(t, err)
@@ -73,19 +74,19 @@ func differSeeds(t testing.TB) (seeds []uint64, steps int) {
 		must(t, err)
 		return []uint64{seed}, steps
 	}
-	seeds = []uint64{1, uint64(time.Now().UnixNano()) % 1e9}
 	if os.Getenv("REPLFS_LONG") == "1" {
+		first := uint64(time.Now().UnixNano()) % 1e9
 		for i := range uint64(30) {
-			seeds = append(seeds, seeds[1]+1+i)
+			seeds = append(seeds, first+i)
 		}
-		steps = 10000
+		return seeds, 10000
 	}
-	return seeds, steps
+	return []uint64{1, 2, 3}, steps
 }
 
 // TestDiffer: users of every kind, doing anything, cannot tell the mount from
 // the file system that the store lies on, and the standby gets it all.
-// REPLFS_SEED repeats one sequence, REPLFS_LONG=1 tries many.
+// REPLFS_SEED and REPLFS_STEPS choose one sequence, REPLFS_LONG=1 tries many.
 func TestDiffer(t *testing.T) {
 	seeds, steps := differSeeds(t)
 	for _, fstype := range fsTypes {

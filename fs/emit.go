@@ -326,8 +326,8 @@ func readXattrs(ref fileRef) ([]record.Xattr, error) {
 	}
 	var out []record.Xattr
 	for _, name := range strings.Split(string(buf[:k]), "\x00") {
-		if name == "" {
-			continue
+		if name == "" || strings.HasPrefix(name, "trusted.SGI_ACL_") {
+			continue // the latter is how XFS shows POSIX ACLs once more
 		}
 		val := make([]byte, 64<<10)
 		k, err := ref.getxattr(name, val)

@@ -128,8 +128,7 @@ func (fs *FS) truncateOpened(n *inode, fd int, writable, kill bool, c *fuse.Call
 	}
 	m := fs.begin(r)
 	defer m.end()
-	// O_RDONLY | O_TRUNC truncates as well.
-	if err := fs.truncate(n, &handle{fd: fd, inode: n, writable: writable}, fileRef{dirfd: fd}, 0); err != nil {
+	if err := fs.truncateFd(n, fd, writable); err != nil {
 		return errStatus(err)
 	}
 	var st unix.Stat_t
@@ -146,6 +145,19 @@ func (fs *FS) truncateOpened(n *inode, fd int, writable, kill bool, c *fuse.Call
 	r.Fields |= record.FieldMtime
 	_, s := m.commit(nil)
 	return s
+}
+
+// truncateFd empties an open file; O_RDONLY | O_TRUNC does so as well.
+func (fs *FS) truncateFd(n *inode, fd int, writable bool) error {
+	if writable {
+		return unix.Ftruncate(fd, 0)
+	}
+	other, err := fs.openInode(n, unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(other)
+	return unix.Ftruncate(other, 0)
 }
 
 // killPriv clears suid and sgid as the kernel would have for the caller

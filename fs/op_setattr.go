@@ -85,7 +85,7 @@ func setResult(r *record.Record, changed record.Field, st *unix.Stat_t) {
 // fails, the earlier ones still have to be recorded.
 func (fs *FS) applyAttr(in *fuse.SetAttrIn, n *inode, h *handle, ref fileRef) (changed record.Field, err error) {
 	if size, ok := in.GetSize(); ok {
-		if err := fs.truncate(n, h, ref, int64(size)); err != nil {
+		if err := fs.truncate(n, h, int64(size)); err != nil {
 			return changed, err
 		}
 		changed |= record.FieldSize
@@ -164,19 +164,21 @@ func setTimes(in *fuse.SetAttrIn) ([]unix.Timespec, record.Field) {
 	return ts, set
 }
 
-func (fs *FS) truncate(n *inode, h *handle, ref fileRef, size int64) error {
+// truncate is ftruncate(2) on a handle, truncate(2) without: of the two only the
+// former changes the mtime of a file that has the size already.
+func (fs *FS) truncate(n *inode, h *handle, size int64) error {
 	if h != nil && h.writable {
 		return unix.Ftruncate(h.fd, size)
 	}
 	if n.typ != unix.S_IFREG {
 		return unix.EINVAL
 	}
-	fd, err := fs.openInode(n, unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC)
+	fd, err := fs.openInode(n, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	return unix.Ftruncate(fd, size)
+	return unix.Truncate(fileRef{fd, ""}.proc(), size)
 }
 
 func chown(ref fileRef, uid, gid int) error {

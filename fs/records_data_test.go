@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
+	"testing"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -110,4 +112,38 @@ func alignedPage() []byte {
 	b := make([]byte, 2*page)
 	skip := page - int(uintptr(unsafe.Pointer(&b[0]))%page)
 	return b[skip : skip+page]
+}
+
+// TestTruncateTime: as natively, truncate(2) to the size that a file has leaves
+// its mtime on some file systems, and ftruncate(2) changes it on all.
+func TestTruncateTime(t *testing.T) {
+	for _, fstype := range fsTypes {
+		t.Run(fstype, func(t *testing.T) {
+			e := newEnv(t, options{base: newFilesystem(t, fstype, "")})
+			native := e.path("native")
+			must(t, os.Mkdir(native, 0o755))
+			var got [2][]string
+			for i, base := range []string{native, e.mnt} {
+				f := base + "/f"
+				must(t, os.WriteFile(f, make([]byte, page), 0o644))
+				for _, call := range []func() error{
+					func() error { return unix.Truncate(f, page) },
+					func() error { return with(f, unix.O_RDWR, func(fd int) error { return unix.Ftruncate(fd, page) }) },
+					func() error { return unix.Truncate(f, page+1) },
+					func() error { return unix.Truncate(f, 0) },
+					func() error { return with(f, unix.O_RDONLY|unix.O_TRUNC, func(int) error { return nil }) },
+					func() error { return with(f, unix.O_WRONLY|unix.O_TRUNC, func(int) error { return nil }) },
+				} {
+					must(t, unix.UtimesNanoAt(unix.AT_FDCWD, f, old, 0))
+					must(t, call())
+					got[i] = append(got[i], times(t, f))
+				}
+			}
+			if !slices.Equal(got[0], got[1]) {
+				t.Errorf("plain directory %q, mount %q", got[0], got[1])
+			}
+			e.equal()
+			e.sound()
+		})
+	}
 }
