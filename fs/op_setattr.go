@@ -178,7 +178,7 @@ func (fs *FS) truncate(n *inode, h *handle, size int64) error {
 		return err
 	}
 	defer unix.Close(fd)
-	return unix.Truncate(fileRef{fd, ""}.proc(), size)
+	return unix.Truncate(fileRef{dirfd: fd}.proc(), size)
 }
 
 func chown(ref fileRef, uid, gid int) error {
