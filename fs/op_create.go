@@ -248,7 +248,7 @@ func (fs *FS) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out
 	fs.fillEntry(&out.EntryOut, n, &st)
 	h := fs.openHandle(n, fd, in.Flags&unix.O_ACCMODE != unix.O_RDONLY)
 	out.Fh = h.id
-	out.OpenFlags = fs.openMode(n, in.Flags)
+	out.OpenFlags = fs.createMode(n, in.Flags, in.Mode)
 	h.direct = out.OpenFlags&fuse.FOPEN_DIRECT_IO != 0
 	return fuse.OK
 }

@@ -35,6 +35,17 @@ func (fs *FS) openMode(n *inode, flags uint32) uint32 {
 	}
 }
 
+// createMode is openMode for a file that was made by this open. One that nobody
+// may open for writing is written once, from front to end, by who made it, such
+// as git's packs and objects; with the page cache between, the kernel would send
+// each write of part of a page on its own.
+func (fs *FS) createMode(n *inode, flags, perm uint32) uint32 {
+	if perm&0o222 == 0 {
+		return fuse.FOPEN_DIRECT_IO
+	}
+	return fs.openMode(n, flags)
+}
+
 // keepsPages says whether the kernel may use the pages, or the listing, that
 // it has of n: not those from before the store became a primary's.
 func (fs *FS) keepsPages(n *inode) bool {

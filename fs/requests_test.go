@@ -1,6 +1,8 @@
 package fs
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -177,4 +179,40 @@ func TestRequestsAreCounted(t *testing.T) {
 	if got := e.fs.Requests(); got["UNKNOWN"] != 1 || got["BMAP"] != 1 {
 		t.Errorf("unimplemented opcodes are counted as %v", got)
 	}
+}
+
+// TestRequestsOfAPack: what is written from front to end in pieces that end
+// anywhere, by who made it read-only, as git does with packs, costs a request a
+// piece, and is read back right by that descriptor and by others.
+func TestRequestsOfAPack(t *testing.T) {
+	e := newEnv(t, options{})
+	const pieces, size = 300, 4000
+	fd, err := unix.Open(e.in("pack"), unix.O_RDWR|unix.O_CREAT|unix.O_EXCL, 0o444)
+	must(t, err)
+	var want []byte
+	before := e.fs.Requests()["WRITE"]
+	for i := range pieces {
+		piece := bytes.Repeat([]byte{byte(i)}, size)
+		must(t, writeAll(fd, string(piece)))
+		want = append(want, piece...)
+	}
+	if n := e.fs.Requests()["WRITE"] - before; n != pieces {
+		t.Errorf("%d pieces took %d WRITEs", pieces, n)
+	}
+	other, err := os.ReadFile(e.in("pack"))
+	must(t, err)
+	got := make([]byte, len(want))
+	_, err = unix.Pread(fd, got, 0)
+	must(t, err)
+	_, err = unix.Pwrite(fd, []byte("index"), 12)
+	must(t, errors.Join(err, unix.Close(fd)))
+	if !bytes.Equal(got, want) || !bytes.Equal(other, want) {
+		t.Error("it is read back otherwise than it was written")
+	}
+	copy(want[12:], "index")
+	if other, err = os.ReadFile(e.in("pack")); err != nil || !bytes.Equal(other, want) {
+		t.Errorf("after it was changed: %v", err)
+	}
+	e.equal()
+	e.sound()
 }
