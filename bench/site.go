@@ -28,8 +28,10 @@ func newSite(parent string) (*site, error) {
 	if parent, err = filepath.EvalSymlinks(parent); err != nil {
 		return nil, fmt.Errorf("find the directory to work in: %w", err)
 	}
+	// Whose it is shows, should somebody find it.
+	prefix := fmt.Sprintf("replfs-bench-%d-", os.Getpid())
 	s := &site{}
-	if s.dir, err = os.MkdirTemp(parent, "replfs-bench-"); err != nil {
+	if s.dir, err = os.MkdirTemp(parent, prefix); err != nil {
 		return nil, fmt.Errorf("make the directory to work in: %w", err)
 	}
 	// Not below dir: the paths of sockets must be short.
@@ -39,7 +41,7 @@ func newSite(parent string) (*site, error) {
 			runtime = d
 		}
 	}
-	if s.runtime, err = os.MkdirTemp(runtime, "replfs-bench-"); err != nil {
+	if s.runtime, err = os.MkdirTemp(runtime, prefix); err != nil {
 		return nil, errors.Join(fmt.Errorf("make the runtime directory: %w", err), s.close())
 	}
 	for _, d := range []string{s.dir, s.runtime} {
