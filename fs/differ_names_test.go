@@ -47,7 +47,7 @@ var nameKinds = []opKind{
 	{"symlink", 5, func(g *gen, o *op) {
 		o.path = g.path()
 		o.text = pick(g, pick(g, names...), "../"+pick(g, names...), "../open/"+pick(g, names...), "no/such",
-			"", longName, strings.Repeat("x", 4095), strings.Repeat("x", 4096), "\xff", "/dev/null")
+			"", longName, strings.Repeat("x", 4095), strings.Repeat("x", 4096), "\xff", "/nonexistent/replfs")
 	}, func(_ *side, o *op) string {
 		return outcome(unix.Symlink(o.text, o.path), "")
 	}},

@@ -91,6 +91,8 @@ type env struct {
 	applier                  *apply.Applier
 	epoch                    uint64
 	buf                      []byte
+	// applied is called after each record that the standby applied.
+	applied func(r *record.Record)
 	copying
 
 	mu      sync.Mutex
@@ -229,6 +231,9 @@ func (e *env) records() []record.Record {
 			batch = batch[n:]
 			if err := e.apply(&r); err != nil {
 				e.t.Fatalf("standby: %v\nrecord: %s", err, r.String())
+			}
+			if e.applied != nil {
+				e.applied(&r)
 			}
 			if r.Op != record.OpEpoch {
 				r.Data = append([]byte(nil), r.Data...)
