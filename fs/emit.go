@@ -432,6 +432,9 @@ func (e *Emission) chunk(n *inode, as dirName, fd int, off int64, layout *uint64
 	if k == 0 {
 		r.Op, r.Size = record.OpStateEnd, st.Size
 		r.Fields |= record.FieldSize
+		if e.flags.Has(record.FlagLive) {
+			fs.setParentTime(r, as.dir) // the standby makes the name now
+		}
 		_, err := fs.cfg.Log.Append(r, nil, nil)
 		return 0, true, err
 	}

@@ -93,6 +93,8 @@ type env struct {
 	trace                    trace
 	epoch                    uint64
 	buf                      []byte
+	// applied is called after each record that the standby applied.
+	applied func(r *record.Record)
 	copying
 
 	mu      sync.Mutex
@@ -131,6 +133,11 @@ func newEnv(t testing.TB, opt options) *env {
 		if !opt.noStandby {
 			opt.prepare(e.standby)
 		}
+	}
+	if !opt.noStandby { // what begins equal is equal
+		var st unix.Stat_t
+		must(t, unix.Stat(e.store, &st))
+		must(t, unix.UtimesNanoAt(unix.AT_FDCWD, e.standby, []unix.Timespec{st.Atim, st.Mtim}, 0))
 	}
 	e.ring, _, err = oplog.Open(e.path("ring"), oplog.Options{Size: ringSize})
 	must(t, err)
@@ -235,6 +242,9 @@ func (e *env) records() []record.Record {
 			batch = batch[n:]
 			if err := e.apply(&r); err != nil {
 				e.t.Fatalf("standby: %v\nrecord: %s", err, r.String())
+			}
+			if e.applied != nil {
+				e.applied(&r)
 			}
 			if r.Op != record.OpEpoch {
 				r.Data = append([]byte(nil), r.Data...)

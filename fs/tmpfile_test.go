@@ -3,6 +3,7 @@ package fs
 import (
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 
@@ -115,6 +116,38 @@ func TestNamelessDies(t *testing.T) {
 		if t.Failed() {
 			t.Fatalf("at record %d", point)
 		}
+	}
+	e.equal()
+	e.sound()
+}
+
+// TestEntersInOne: a file that enters the replicated tree, by link or rename,
+// is on the standby with all of its contents or not at all, at every LSN.
+func TestEntersInOne(t *testing.T) {
+	e := newEnv(t, options{base: disk, exclude: []string{"tmp/"}})
+	d := dir{e, "."}
+	content := strings.Repeat("content ", 100_000)
+	must(t, unix.Mkdir(e.in("tmp"), 0o755))
+	d.file("tmp/f", content)
+	d.file("tmp/g", content)
+	e.records()
+	names := []string{"n", "f", "g"}
+	records := 0
+	e.applied = func(r *record.Record) {
+		records++
+		for _, name := range names {
+			b, err := os.ReadFile(e.standby + "/" + name)
+			if err == nil && string(b) != content || err != nil && !os.IsNotExist(err) {
+				t.Errorf("after %s: %d bytes of %s, %v", r.String(), len(b), name, err)
+			}
+		}
+	}
+	must(t, d.nameless(0, func(fd int) error { return errors.Join(writeAll(fd, content), d.linkOpen(fd, "n")) }))
+	must(t, os.Rename(e.in("tmp/f"), e.in("f")))
+	must(t, os.Link(e.in("tmp/g"), e.in("g")))
+	e.records()
+	if records < 12 {
+		t.Errorf("only %d records: the contents should take several", records)
 	}
 	e.equal()
 	e.sound()

@@ -88,6 +88,7 @@ type Applier struct {
 	syncing   bool
 	copyStale bool // syncing, but what is known about the copy is lost
 	copy      copyState
+	entering  map[string]*entering
 	report    func() // to be called once the record is applied
 
 	mu     sync.Mutex // guards st.meta and the end of the mapping
@@ -260,6 +261,9 @@ func (a *Applier) DurableChanged() <-chan struct{} { return a.sync.changed }
 func (a *Applier) Apply(rec *record.Record) error {
 	if err := a.admit(rec); err != nil {
 		return err
+	}
+	if rec.Epoch != a.files.epoch {
+		a.dropEntering() // their primary is gone
 	}
 	a.files.useEpoch(rec.Epoch)
 	a.redo = a.resumed || rec.Flags.Has(record.FlagRedo)

@@ -125,6 +125,7 @@ func (a *Applier) beginCopy(rec *record.Record) error {
 	a.st.store(offFactsLSN, 0) // the LSN may have been another record's
 	a.syncing, a.copyStale = true, false
 	a.copy = copyState{}
+	a.dropEntering()
 	return nil
 }
 

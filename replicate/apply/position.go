@@ -163,5 +163,6 @@ func (a *Applier) release() error {
 	a.last = a.state()
 	a.closed = true
 	a.files.lru.Purge()
+	a.dropEntering()
 	return errors.Join(a.st.close(), a.root.Close())
 }

@@ -67,6 +67,9 @@ func (a *Applier) stateOf(rec *record.Record) error {
 			return nil
 		}
 	}
+	if begun, err := a.enter(rec, l); begun || err != nil {
+		return err
+	}
 	if err := a.stateMake(rec, l); err != nil {
 		return err
 	}
@@ -240,6 +243,9 @@ func (a *Applier) stateAttrs(l beneath.Loc, st *unix.Stat_t, rec *record.Record)
 
 // stateData stores contents.
 func (a *Applier) stateData(rec *record.Record) error {
+	if e := a.entering[rec.Path]; e != nil {
+		return a.k.pwrite(e.fd, rec.Data, rec.Offset)
+	}
 	h, err := a.file(rec.FileID, rec.Path)
 	if err != nil {
 		return err
@@ -258,6 +264,9 @@ func (a *Applier) stateData(rec *record.Record) error {
 
 // stateEnd says that the contents have all come.
 func (a *Applier) stateEnd(rec *record.Record) error {
+	if e := a.entering[rec.Path]; e != nil {
+		return a.entered(e, rec)
+	}
 	h, err := a.file(rec.FileID, rec.Path)
 	if err != nil {
 		return err
@@ -273,7 +282,15 @@ func (a *Applier) stateEnd(rec *record.Record) error {
 		return err
 	}
 	delete(a.copy.incomplete, h.file)
-	return nil
+	if !rec.Has(record.FieldParentMtime) {
+		return nil
+	}
+	l, err := a.root.At(rec.Path)
+	if err != nil {
+		return err
+	}
+	defer l.Release()
+	return a.parentTime(l, rec)
 }
 
 // keepingCapability sets the file's capabilities again after change, which
