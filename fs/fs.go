@@ -86,6 +86,14 @@ type FS struct {
 	role atomic.Uint64
 	srv  atomic.Pointer[fuse.Server]
 	recs sync.Pool
+
+	completed completed
+	// inherited is what an earlier process had carried out and perhaps not
+	// answered, by request.
+	inherited atomic.Pointer[map[uint64]carriedOut]
+	// unbroken says that the predecessor was a primary, and nobody else has
+	// changed the store since: what the table and the kernel know is true.
+	unbroken atomic.Bool
 }
 
 // primaryTTL is the kernel's cache time on a primary, whose mount is the only
@@ -182,6 +190,11 @@ func (m *mutation) commit(data []byte) (uint64, fuse.Status) {
 		m.fs.cfg.Suspect("a mutation was applied but could not be recorded: " + err.Error())
 		return 0, fuse.EIO
 	}
+	size := len(data)
+	if m.rec.Op == record.OpCopyRange {
+		size = int(m.rec.Length)
+	}
+	m.fs.completed.note(m.rec.Request, m.rec.FileID, size)
 	return lsn, fuse.OK
 }
 

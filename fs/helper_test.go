@@ -33,6 +33,8 @@ func runHelper(name string) int {
 		return helperDiffer(os.Args[1])
 	case "mount":
 		return helperMount(os.Args[1], os.Args[2])
+	case "serve":
+		return helperServe(os.Args[1], os.Args[2], os.Args[3], os.Args[4])
 	}
 	fmt.Fprintln(os.Stderr, "no such helper:", name)
 	return 2

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"strings"
 	"sync"
@@ -19,7 +20,9 @@ import (
 // Mount is a mounted FS.
 type Mount struct {
 	fs    *FS
-	srv   *fuse.Server
+	srv   atomic.Pointer[fuse.Server]
+	dev   *device
+	opts  *fuse.MountOptions
 	point string
 	done  chan struct{}
 	quit  chan struct{}
@@ -28,6 +31,9 @@ type Mount struct {
 	wantRO  atomic.Bool
 	changed chan struct{}
 	flagMu  sync.Mutex
+	// isRO is the flag as it was set last. inherited says that a predecessor
+	// set it: a remount writes back dirty pages, which wait for the gate.
+	isRO, inherited bool
 }
 
 // MountOptions shape the mount.
@@ -48,18 +54,73 @@ func (fs *FS) Mount(point string, o MountOptions) (*Mount, error) {
 	if err := checkMountpoint(point); err != nil {
 		return nil, err
 	}
+	opts := fs.serverOptions(o)
+	fd, init, err := openDevice(point, opts)
+	if err != nil {
+		return nil, fmt.Errorf("mount %s: %w", point, err)
+	}
+	srv, dev, err := attach(newFront(fs), fd, init, opts)
+	if err == nil {
+		err = dev.answerInit()
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("mount %s: %w", point, err), unix.Unmount(point, unix.MNT_DETACH))
+	}
+	m := fs.newMount(dev, point)
+	m.opts = opts
+	m.serve(srv)
+	m.wantRO.Store(true)
+	if err := refusePoll(point); err != nil {
+		return nil, errors.Join(fmt.Errorf("mount %s: %w", point, err), m.Unmount(0))
+	}
+	go m.keepFlag()
+	m.SetReadOnlyFlag(true)
+	return m, nil
+}
+
+// refusePoll polls once a file that go-fuse makes up, and answers ENOSYS for:
+// the kernel asks no more. A Go program that opens a file polls it, in a way
+// that stops its world; tests serve the mount that they open files in.
+func refusePoll(point string) error {
+	fd, err := unix.Open(filepath.Join(point, ".go-fuse-epoll-hack"), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("try the mount: %w", err)
+	}
+	defer unix.Close(fd)
+	_, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN | unix.POLLOUT}}, 0)
+	return err
+}
+
+func (fs *FS) newMount(dev *device, point string) *Mount {
+	return &Mount{
+		fs: fs, dev: dev, point: point,
+		done: make(chan struct{}), quit: make(chan struct{}), changed: make(chan struct{}, 1),
+	}
+}
+
+// serve begins to answer requests.
+func (m *Mount) serve(srv *fuse.Server) {
+	m.srv.Store(srv)
+	m.fs.srv.Store(srv)
+	go func() {
+		srv.Serve()
+		if m.srv.Load() == srv { // not one that stopped for a successor
+			close(m.done)
+		}
+	}()
+}
+
+// serverOptions are what is negotiated with the kernel.
+func (fs *FS) serverOptions(o MountOptions) *fuse.MountOptions {
 	if o.Source == "" {
 		o.Source = "replfs"
 	}
-	// default_permissions lets the kernel check permissions and ACLs; the
-	// umask is ours because a default ACL takes its place.
-	srv, err := fuse.NewServer(counted{fs}, point, &fuse.MountOptions{
-		AllowOther:               true,
-		DirectMountStrict:        true,
-		DirectMountFlags:         unix.MS_MGC_VAL,
+	// default_permissions, which openDevice sets, lets the kernel check
+	// permissions and ACLs; the umask is ours because a default ACL takes its
+	// place.
+	return &fuse.MountOptions{
 		FsName:                   o.Source,
 		Name:                     "replfs",
-		Options:                  []string{"default_permissions"},
 		MaxWrite:                 1 << 20,
 		MaxReadAhead:             1 << 20,
 		MaxBackground:            64,
@@ -68,7 +129,7 @@ func (fs *FS) Mount(point string, o MountOptions) (*Mount, error) {
 		EnableAcl:                true,
 		ExtraCapabilities: fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_DIRECT_IO_ALLOW_MMAP |
 			fuse.CAP_ATOMIC_O_TRUNC | fuse.CAP_READDIRPLUS_AUTO | fuse.CAP_DONT_MASK |
-			fuse.CAP_SETXATTR_EXT,
+			fuse.CAP_SETXATTR_EXT | fuse.CAP_HAS_RESEND,
 		DisabledCapabilities: fuse.CAP_PASSTHROUGH | fuse.CAP_WRITEBACK_CACHE | fuse.CAP_NO_OPEN_SUPPORT,
 		Logger:               fs.fuseLogger(o.trace),
 		Debug:                o.trace != nil,
@@ -77,29 +138,7 @@ func (fs *FS) Mount(point string, o MountOptions) (*Mount, error) {
 			fs.cfg.Suspect(fmt.Sprintf("a request handler panicked: %v", p))
 			return fuse.EIO
 		},
-	})
-	if err != nil {
-		return nil, fmt.Errorf("mount %s: %w (is /dev/fuse there? try: modprobe fuse)", point, err)
 	}
-	fs.srv.Store(srv)
-	m := &Mount{
-		fs: fs, srv: srv, point: point,
-		done: make(chan struct{}), quit: make(chan struct{}), changed: make(chan struct{}, 1),
-	}
-	m.wantRO.Store(true)
-	go func() {
-		srv.Serve()
-		close(m.done)
-	}()
-	go m.keepFlag()
-	if err := srv.WaitMount(); err != nil {
-		if uerr := m.Unmount(0); uerr != nil {
-			fs.log.Warn("cannot undo the mount", zap.Error(uerr))
-		}
-		return nil, fmt.Errorf("mount %s: %w", point, err)
-	}
-	m.SetReadOnlyFlag(true)
-	return m, nil
 }
 
 // Done is closed when the mount is gone, whoever unmounted it.
@@ -144,7 +183,16 @@ func (m *Mount) keepFlag() {
 func (m *Mount) applyFlag() error {
 	m.flagMu.Lock()
 	defer m.flagMu.Unlock()
-	return m.setFlag(m.wantRO.Load())
+	want := m.wantRO.Load()
+	if m.inherited && m.isRO == want {
+		m.inherited = false
+		return nil
+	}
+	err := m.setFlag(want)
+	if err == nil {
+		m.isRO = want
+	}
+	return err
 }
 
 // setFlag uses the system call: mount(8) would look for a helper.

@@ -28,6 +28,7 @@ func (fs *FS) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fuse.Statu
 		return errStatus(err)
 	}
 	r := fs.newRecord(record.OpFallocate)
+	r.Request = in.Unique
 	path, tracked := fs.named(n, h)
 	if tracked {
 		r.Path, r.FileID = path, n.id
@@ -88,6 +89,7 @@ func (fs *FS) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRangeIn) (u
 		length = min(length, record.MaxData)
 	}
 	r := fs.newRecord(record.OpCopyRange)
+	r.Request = in.Unique
 	if tracked {
 		r.Path, r.Path2, r.FileID, r.FileID2 = dstPath, srcPath, dst.inode.id, src.inode.id
 		r.Offset, r.Offset2, r.Length = int64(in.OffOut), int64(in.OffIn), int64(length)

@@ -13,7 +13,7 @@ type newEntry struct {
 	fs     *FS
 	dir    *inode
 	name   string
-	caller *fuse.Caller
+	caller *fuse.InHeader
 	// perm is the mode asked for, umask the caller's.
 	perm, umask uint32
 	typ         uint32
@@ -42,6 +42,7 @@ func (e *newEntry) makeLocked(call func(perm uint32) (int, error), st *unix.Stat
 	tracked = tracked && e.typ != unix.S_IFSOCK
 
 	r := fs.newRecord(record.OpCreate)
+	r.Request = e.caller.Unique
 	switch e.typ {
 	case unix.S_IFDIR:
 		r.Op = record.OpMkdir
@@ -148,7 +149,7 @@ func (fs *FS) setParentTime(r *record.Record, dir *inode) {
 // directory is replicated. Of an excluded directory nothing is recorded.
 func (fs *FS) asDirTimes(r *record.Record, dir *inode) {
 	path, tracked := fs.table.path(dir)
-	*r = record.Record{Op: record.OpSetAttr, Path: path, FileID: dir.id}
+	*r = record.Record{Op: record.OpSetAttr, Path: path, FileID: dir.id, Request: r.Request}
 	if tracked {
 		r.Fields = record.FieldPath | record.FieldFileID
 	}
@@ -158,6 +159,7 @@ func (fs *FS) asDirTimes(r *record.Record, dir *inode) {
 func (m *mutation) commitDirTimes(dir *inode) fuse.Status {
 	var st unix.Stat_t
 	if m.rec.Fields == 0 || unix.Fstat(m.fs.dirfd(dir), &st) != nil {
+		m.fs.completed.note(m.rec.Request, m.rec.FileID, 0)
 		return fuse.OK
 	}
 	m.rec.Mtime = mtimeOf(&st)
@@ -182,7 +184,7 @@ func (fs *FS) Mkdir(cancel <-chan struct{}, in *fuse.MkdirIn, name string, out *
 	if dir == nil {
 		return fuse.Status(unix.ESTALE)
 	}
-	e := newEntry{fs: fs, dir: dir, name: name, caller: &in.Caller, perm: in.Mode & 0o7777, umask: in.Umask, typ: unix.S_IFDIR}
+	e := newEntry{fs: fs, dir: dir, name: name, caller: &in.InHeader, perm: in.Mode & 0o7777, umask: in.Umask, typ: unix.S_IFDIR}
 	return e.reply(cancel, out, func(perm uint32) (int, error) {
 		return -1, unix.Mkdirat(fs.dirfd(dir), name, perm)
 	})
@@ -199,7 +201,7 @@ func (fs *FS) Mknod(cancel <-chan struct{}, in *fuse.MknodIn, name string, out *
 		typ = unix.S_IFREG
 	}
 	dev := storeDev(in.Rdev)
-	e := newEntry{fs: fs, dir: dir, name: name, caller: &in.Caller, perm: in.Mode & 0o7777, umask: in.Umask, typ: typ, rdev: dev}
+	e := newEntry{fs: fs, dir: dir, name: name, caller: &in.InHeader, perm: in.Mode & 0o7777, umask: in.Umask, typ: typ, rdev: dev}
 	return e.reply(cancel, out, func(perm uint32) (int, error) {
 		return -1, unix.Mknodat(fs.dirfd(dir), name, typ|perm, int(dev))
 	})
@@ -211,7 +213,7 @@ func (fs *FS) Symlink(cancel <-chan struct{}, header *fuse.InHeader, target, nam
 	if dir == nil {
 		return fuse.Status(unix.ESTALE)
 	}
-	e := newEntry{fs: fs, dir: dir, name: name, caller: &header.Caller, perm: 0o777, typ: unix.S_IFLNK, target: target}
+	e := newEntry{fs: fs, dir: dir, name: name, caller: header, perm: 0o777, typ: unix.S_IFLNK, target: target}
 	return e.reply(cancel, out, func(uint32) (int, error) {
 		return -1, unix.Symlinkat(target, fs.dirfd(dir), name)
 	})
@@ -233,7 +235,7 @@ func (fs *FS) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out
 	if dir == nil {
 		return fuse.Status(unix.ESTALE)
 	}
-	e := newEntry{fs: fs, dir: dir, name: name, caller: &in.Caller, perm: in.Mode & 0o7777, umask: in.Umask, typ: unix.S_IFREG}
+	e := newEntry{fs: fs, dir: dir, name: name, caller: &in.InHeader, perm: in.Mode & 0o7777, umask: in.Umask, typ: unix.S_IFREG}
 	flags := storeFlags(in.Flags)
 	var st unix.Stat_t
 	n, fd, s := e.make(cancel, func(perm uint32) (int, error) {
@@ -300,6 +302,7 @@ func (fs *FS) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, out *fu
 	newTracked = newTracked && n.typ != unix.S_IFSOCK
 
 	r := fs.newRecord(record.OpLink)
+	r.Request = in.Unique
 	r.Path, r.Path2, r.FileID = path, old, n.id
 	r.Fields = record.FieldPath | record.FieldPath2 | record.FieldFileID
 	if !newTracked {
@@ -328,6 +331,7 @@ func (fs *FS) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, out *fu
 		return m.commitDirTimes(dir)
 	case !oldTracked:
 		// It enters the replicated part: the standby has none of it.
+		fs.completed.note(r.Request, n.id, 0)
 		return fs.emitEntering(dir, name)
 	}
 	fs.setParentTime(r, dir)

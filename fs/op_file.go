@@ -86,7 +86,7 @@ func (fs *FS) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) f
 		}
 	}()
 	if trunc {
-		if s := fs.truncateOpened(n, fd, writes, in.Mode&fuse.OPEN_KILL_SUIDGID != 0, &in.Caller); !s.Ok() {
+		if s := fs.truncateOpened(n, fd, writes, in); !s.Ok() {
 			return s
 		}
 	}
@@ -131,8 +131,9 @@ func (fs *FS) openInode(n *inode, flags int) (int, error) {
 }
 
 // truncateOpened is the O_TRUNC of an open, one record.
-func (fs *FS) truncateOpened(n *inode, fd int, writable, kill bool, c *fuse.Caller) fuse.Status {
+func (fs *FS) truncateOpened(n *inode, fd int, writable bool, in *fuse.OpenIn) fuse.Status {
 	r := fs.newRecord(record.OpSetAttr)
+	r.Request = in.Unique
 	if path, ok := fs.named(n, &handle{fd: fd, inode: n}); ok {
 		r.Path, r.FileID = path, n.id
 		r.Fields = record.FieldPath | record.FieldFileID | record.FieldSize
@@ -146,8 +147,8 @@ func (fs *FS) truncateOpened(n *inode, fd int, writable, kill bool, c *fuse.Call
 	if err := unix.Fstat(fd, &st); err != nil {
 		return errStatus(err)
 	}
-	if kill {
-		fs.killPriv(n, fd, &st, c, r)
+	if in.Mode&fuse.OPEN_KILL_SUIDGID != 0 {
+		fs.killPriv(n, fd, &st, &in.Caller, r)
 	}
 	if r.Fields == 0 {
 		return fuse.OK
@@ -241,6 +242,7 @@ func (fs *FS) write(cancel <-chan struct{}, in *fuse.WriteIn, h *handle, data []
 		offset = st.Size
 	}
 	r := fs.newRecord(record.OpWrite)
+	r.Request = in.Unique
 	path, tracked := fs.named(n, h)
 	if tracked {
 		r.Path, r.FileID = path, n.id
@@ -265,6 +267,7 @@ func (fs *FS) write(cancel <-chan struct{}, in *fuse.WriteIn, h *handle, data []
 		fs.killPriv(n, h.fd, &st, &in.Caller, r)
 	}
 	if !tracked {
+		fs.completed.note(in.Unique, n.id, written)
 		return uint32(written), 0, fuse.OK
 	}
 	r.Mtime = mtimeOf(&st)

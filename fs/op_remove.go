@@ -62,6 +62,7 @@ func (fs *FS) remove(cancel <-chan struct{}, header *fuse.InHeader, name string,
 
 	last := op == record.OpRmdir || st.Nlink <= 1
 	r := fs.newRecord(op)
+	r.Request = header.Unique
 	r.Path, r.Fields = path, record.FieldPath
 	if n != nil {
 		r.FileID = n.id
@@ -128,7 +129,7 @@ func (fs *FS) Rename(cancel <-chan struct{}, in *fuse.RenameIn, oldName, newName
 		return s
 	}
 	defer fs.gate.leave()
-	ren := rename{fs: fs, from: from, to: to, oldName: oldName, newName: newName, flags: in.Flags}
+	ren := rename{fs: fs, unique: in.Unique, from: from, to: to, oldName: oldName, newName: newName, flags: in.Flags}
 	if s, done := ren.files(); done {
 		return s
 	}
@@ -168,6 +169,7 @@ type rename struct {
 	from, to         *inode
 	oldName, newName string
 	flags            uint32
+	unique           uint64
 
 	src, dst     unix.Stat_t
 	hasDst       bool
@@ -231,6 +233,7 @@ func (r *rename) run() fuse.Status {
 	}
 
 	rec := fs.newRecord(record.OpRename)
+	rec.Request = r.unique
 	rec.Path, rec.Path2 = newPath, oldPath
 	rec.Fields = record.FieldPath | record.FieldPath2
 	// The store's inode numbers tell a recovery whether it happened.
@@ -281,10 +284,16 @@ func (r *rename) run() fuse.Status {
 		}
 	}
 	r.movedTime(rec, &r.src, r.to, r.newName)
+	s := fuse.OK
 	if exchange {
-		return r.recordExchange(&m, oldIn, srcSock, dstSock)
+		s = r.recordExchange(&m, oldIn, srcSock, dstSock)
+	} else {
+		s = r.record(&m, oldIn, newIn, srcSock, dstSock)
 	}
-	return r.record(&m, oldIn, newIn, srcSock, dstSock)
+	if s.Ok() {
+		fs.completed.note(r.unique, rec.FileID, 0)
+	}
+	return s
 }
 
 // movedTime notes the mtime of a directory that went to another one, where it

@@ -38,6 +38,7 @@ func (fs *FS) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.Attr
 		}
 	}
 	r := fs.newRecord(record.OpSetAttr)
+	r.Request = in.Unique
 	if path, tracked := fs.named(n, h); tracked {
 		r.Path, r.FileID = path, n.id
 		r.Fields = record.FieldPath | record.FieldFileID
@@ -47,6 +48,9 @@ func (fs *FS) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.Attr
 	defer m.end()
 
 	changed, err := fs.applyAttr(in, n, h, ref)
+	if err != nil {
+		r.Request = 0 // not carried out, though something may be recorded
+	}
 	var st unix.Stat_t
 	if serr := ref.stat(&st); serr != nil {
 		return errStatus(serr)

@@ -20,7 +20,7 @@ func (fs *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut)
 	fs.tree.RLock()
 	defer fs.tree.RUnlock()
 	defer lockInodes(dir)()
-	e := newEntry{fs: fs, dir: dir, caller: &in.Caller, perm: in.Mode & 0o7777, umask: in.Umask, typ: unix.S_IFREG}
+	e := newEntry{fs: fs, dir: dir, caller: &in.InHeader, perm: in.Mode & 0o7777, umask: in.Umask, typ: unix.S_IFREG}
 	e.mask()
 	// Not O_EXCL: whether it may get a name the kernel knows itself.
 	flags := storeFlags(in.Flags)&^unix.O_NOFOLLOW | unix.O_TMPFILE

@@ -132,20 +132,20 @@ func (fs *FS) readXattr(header *fuse.InHeader, attr string, call func(fileRef) (
 func (fs *FS) SetXAttr(cancel <-chan struct{}, in *fuse.SetXAttrIn, attr string, data []byte) fuse.Status {
 	// The kernel says so of a default ACL as well, which changes no mode.
 	kill := in.SetXAttrFlags&fuse.SETXATTR_ACL_KILL_SGID != 0 && attr == "system.posix_acl_access"
-	return fs.changeXattr(cancel, in.NodeId, record.OpSetXattr, attr, data, kill, func(r fileRef) error {
+	return fs.changeXattr(cancel, &in.InHeader, record.OpSetXattr, attr, data, kill, func(r fileRef) error {
 		return r.setxattr(attr, data, int(in.Flags))
 	})
 }
 
 // RemoveXAttr removes one.
 func (fs *FS) RemoveXAttr(cancel <-chan struct{}, header *fuse.InHeader, attr string) fuse.Status {
-	return fs.changeXattr(cancel, header.NodeId, record.OpRemoveXattr, attr, nil, false, func(r fileRef) error {
+	return fs.changeXattr(cancel, header, record.OpRemoveXattr, attr, nil, false, func(r fileRef) error {
 		return r.removexattr(attr)
 	})
 }
 
-func (fs *FS) changeXattr(cancel <-chan struct{}, id uint64, op record.Op, attr string, data []byte, killSgid bool, call func(fileRef) error) fuse.Status {
-	n := fs.table.get(id)
+func (fs *FS) changeXattr(cancel <-chan struct{}, header *fuse.InHeader, op record.Op, attr string, data []byte, killSgid bool, call func(fileRef) error) fuse.Status {
+	n := fs.table.get(header.NodeId)
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
@@ -162,6 +162,7 @@ func (fs *FS) changeXattr(cancel <-chan struct{}, id uint64, op record.Op, attr 
 		return fuse.Status(unix.ESTALE)
 	}
 	r := fs.newRecord(op)
+	r.Request = header.Unique
 	path, tracked := fs.named(n, nil)
 	if tracked {
 		r.Path, r.FileID, r.Name = path, n.id, attr

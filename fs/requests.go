@@ -89,7 +89,7 @@ func opcodeNamed(name string) Opcode {
 // counted is the file system as go-fuse sees it: every request is counted,
 // then answered by FS. It embeds nothing, so that a request which a later
 // go-fuse adds does not compile before it is counted.
-type counted struct{ fs *FS }
+type counted struct{ fs front }
 
 var _ fuse.RawFileSystem = counted{}
 

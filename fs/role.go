@@ -13,12 +13,14 @@ func (fs *FS) Writable() bool { return fs.gate.open() }
 // learnt while somebody else changed the store are checked, the kernel may
 // cache, mutations may come.
 func (fs *FS) SetWritable() {
-	fs.tree.Lock()
-	fs.table.verifyNames()
-	fs.rehomeAll()
-	fs.tree.Unlock()
-	fs.lost.reset()
-	fs.role.Add(1)
+	if !fs.unbroken.Swap(false) {
+		fs.tree.Lock()
+		fs.table.verifyNames()
+		fs.rehomeAll()
+		fs.tree.Unlock()
+		fs.lost.reset()
+		fs.role.Add(1)
+	}
 	fs.ttl.Store(int64(primaryTTL))
 	fs.gate.set(gateOpen)
 }
@@ -28,6 +30,7 @@ func (fs *FS) SetWritable() {
 // store will change underneath from now on.
 func (fs *FS) SetReadOnly() {
 	fs.gate.set(gateClosed)
+	fs.unbroken.Store(false)
 	fs.ttl.Store(0)
 	if srv := fs.srv.Load(); srv != nil {
 		go fs.invalidate(srv)

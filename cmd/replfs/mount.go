@@ -12,6 +12,7 @@ import (
 
 func newMountCommand(g *globalFlags) *cobra.Command {
 	var logFormat, logLevel string
+	var successor bool
 	cmd := &cobra.Command{
 		Use:   "mount",
 		Short: "Run a data node: mount, replicate, follow or lead",
@@ -25,6 +26,13 @@ sync, unmounted, exit 0. It is a systemd service of Type=notify.`,
 			_, view, err := g.load()
 			if err != nil {
 				return err
+			}
+			if successor {
+				s, err := node.NewSuccessor(view)
+				if err != nil {
+					return err
+				}
+				return printJSON(cmd.OutOrStdout(), s)
 			}
 			log, err := newLogger(logFormat, logLevel)
 			if err != nil {
@@ -43,6 +51,8 @@ sync, unmounted, exit 0. It is a systemd service of Type=notify.`,
 	}
 	cmd.Flags().StringVar(&logFormat, "log-format", "auto", "json, console, or auto: console on a terminal")
 	cmd.Flags().StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
+	cmd.Flags().BoolVar(&successor, node.SuccessorFlag, false, "print what would be served, and end: for `replfs reload`")
+	_ = cmd.Flags().MarkHidden(node.SuccessorFlag) // it exists
 	return cmd
 }
 

@@ -42,6 +42,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or config, 3 refused as unsafe.`,
 		newMountCommand(g),
 		newPKICommand(g),
 		newPromoteCommand(g),
+		newReloadCommand(g),
 		newStatusCommand(g),
 		newVersionCommand(g),
 	)

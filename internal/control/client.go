@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/http"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -50,6 +52,35 @@ func (c *Client) Promote(ctx context.Context, force bool) (*RoleChange, error) {
 func (c *Client) Demote(ctx context.Context) (*RoleChange, error) {
 	var r RoleChange
 	return &r, c.do(ctx, http.MethodPost, "/v1/demote", &r)
+}
+
+// reloadLimit bounds the wait for a successor: it asks its peers who they are.
+const reloadLimit = 60 * time.Second
+
+// Reload has the node replaced by its successor, and returns that one's status
+// as soon as it has its role, and how long all of it took.
+func (c *Client) Reload(ctx context.Context) (time.Duration, *Status, error) {
+	begun := time.Now()
+	before, err := c.Status(ctx)
+	if err != nil {
+		return 0, nil, err
+	}
+	if err := c.do(ctx, http.MethodPost, "/v1/reload", nil); !errors.Is(err, io.EOF) && !errors.Is(err, unix.ECONNRESET) {
+		return 0, nil, err
+	}
+	// The connection ended because the process was replaced.
+	for time.Since(begun) < reloadLimit {
+		st, err := c.Status(ctx)
+		if err == nil && !st.Started.Equal(before.Started) && st.Role != "starting" {
+			return time.Since(begun), st, nil
+		}
+		select {
+		case <-ctx.Done():
+			return 0, nil, ctx.Err()
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	return 0, nil, fmt.Errorf("the successor is not ready after %v: see its log", reloadLimit)
 }
 
 func (c *Client) do(ctx context.Context, method, path string, out any) error {

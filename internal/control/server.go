@@ -26,6 +26,9 @@ type Node interface {
 	Status() *Status
 	Promote(ctx context.Context, force bool) (*RoleChange, error)
 	Demote(ctx context.Context) (*RoleChange, error)
+	// Reload ends the connection when a successor takes over, and returns only
+	// an error.
+	Reload(ctx context.Context) error
 }
 
 // failure is the body of every answer but 200.
@@ -67,6 +70,9 @@ func Serve(path string, n Node, unsafe func(error) bool) (*Server, error) {
 	mux.HandleFunc("POST /v1/demote", func(w http.ResponseWriter, r *http.Request) {
 		res, err := n.Demote(r.Context())
 		answer(w, res, err, unsafe)
+	})
+	mux.HandleFunc("POST /v1/reload", func(w http.ResponseWriter, r *http.Request) {
+		answer(w, nil, n.Reload(r.Context()), unsafe)
 	})
 	s := &Server{path: path, http: &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}}
 	go func() { _ = s.http.Serve(lis) }() // ends with ErrServerClosed

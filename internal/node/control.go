@@ -24,6 +24,10 @@ func (c controlled) Demote(ctx context.Context) (*control.RoleChange, error) {
 	return c.n.demote(context.WithoutCancel(ctx))
 }
 
+func (c controlled) Reload(ctx context.Context) error {
+	return c.n.reload(context.WithoutCancel(ctx))
+}
+
 type controlServer struct {
 	*control.Server
 	log *zap.Logger

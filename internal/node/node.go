@@ -54,6 +54,7 @@ type Node struct {
 	suspect  string
 	notice   string // what an administrator should know about the last role change
 	unclean  bool
+	resumed  bool // the mount is a predecessor's, and its gate still undecided
 	quitting bool
 }
 
@@ -169,7 +170,7 @@ func (n *Node) open() (oplog.Recovered, error) {
 	if err != nil {
 		return none, err
 	}
-	if n.mount, err = n.fs.Mount(v.Mount, fs.MountOptions{Source: "replfs:" + v.Cluster}); err != nil {
+	if err := n.attach(); err != nil {
 		return none, err
 	}
 	n.grpc, err = n.newServer()

@@ -147,6 +147,10 @@ func (n *Node) startStandby() error {
 	}); err != nil {
 		return err
 	}
+	if n.resumed {
+		n.resumed = false
+		n.fs.SetReadOnly()
+	}
 	if err := n.standby.Start(); err != nil {
 		return err
 	}

@@ -192,6 +192,10 @@ type Record struct {
 	Xattrs []Xattr
 	Names  []string
 	Data   []byte
+
+	// Request is the kernel's number of the request that asked for it. It
+	// never travels: it is for those who have the record in memory.
+	Request uint64
 }
 
 // Xattr is an extended attribute.
