@@ -17,26 +17,27 @@ import (
 const BinaryEnv = "REPLFS_BIN"
 
 // buildBinary builds replfs once for this process. The result lies in a
-// directory that the janitor removes when the process has ended.
-var buildBinary = sync.OnceValues(func() (string, error) {
+// directory that the janitor removes when the process has ended, or has let go
+// of the Root.
+var buildBinary = sync.OnceValues(func() (*Root, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
 	out, err := exec.CommandContext(ctx, "go", "env", "GOMOD").Output()
 	if err != nil {
-		return "", fmt.Errorf("find the module (or set %s): %w", BinaryEnv, err)
+		return nil, fmt.Errorf("find the module (or set %s): %w", BinaryEnv, err)
 	}
 	module := filepath.Dir(strings.TrimSpace(string(out)))
 	root, err := NewRoot("", "replfs-bin-")
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	bin := root.Path("replfs")
 	cmd := exec.CommandContext(ctx, "go", "build", "-o", bin, "./cmd/replfs")
 	cmd.Dir = module
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", errors.Join(fmt.Errorf("build replfs: %w\n%s", err, out), root.Close())
+		return nil, errors.Join(fmt.Errorf("build replfs: %w\n%s", err, out), root.Close())
 	}
-	return bin, nil
+	return root, nil
 })
 
 // Binary returns the path of the replfs binary: $REPLFS_BIN, or one built from
@@ -53,11 +54,11 @@ func Binary(t testing.TB) string {
 		}
 		return abs
 	}
-	bin, err := buildBinary()
+	root, err := buildBinary()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return bin
+	return root.Path("replfs")
 }
 
 // NeedRoot skips a test that cannot work without root.
