@@ -198,10 +198,10 @@ func (fs *FS) Resume(point string, state []byte, o MountOptions) (*Mount, error)
 	m.wantRO.Store(h.ReadOnly)
 	go m.keepFlag()
 	if !dev.agrees(h.InitReply) {
-		return nil, errors.Join(fmt.Errorf("take over %s: this version would have agreed with the kernel on other options", point), m.Unmount(0))
+		return nil, errors.Join(fmt.Errorf("take over %s: this version would have agreed with the kernel on other options", point), m.Unmount(0, true))
 	}
 	if resendErr != nil {
-		return nil, errors.Join(fmt.Errorf("take over %s: %w", point, resendErr), m.Unmount(0))
+		return nil, errors.Join(fmt.Errorf("take over %s: %w", point, resendErr), m.Unmount(0, true))
 	}
 	return m, nil
 }

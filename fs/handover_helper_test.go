@@ -118,7 +118,7 @@ func serve(store, point, ring string, block bool, signals <-chan os.Signal) erro
 			continue
 		}
 		if sig == unix.SIGTERM {
-			return errors.Join(m.Unmount(5*time.Second), f.Close(), log.Close())
+			return errors.Join(m.Unmount(5*time.Second, true), f.Close(), log.Close())
 		}
 		if err := m.HandOver(execSelf); err != nil {
 			fmt.Println("refused:", err)

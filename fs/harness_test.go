@@ -208,7 +208,7 @@ func (e *env) unmount() {
 	if e.m == nil {
 		return
 	}
-	must(e.t, e.m.Unmount(5*time.Second))
+	must(e.t, e.m.Unmount(5*time.Second, true))
 	must(e.t, e.fs.Close())
 	e.m, e.fs = nil, nil
 }

@@ -40,6 +40,8 @@ type Mount struct {
 type MountOptions struct {
 	// Source is what mount(8) shows in the first column.
 	Source string
+	// NonEmpty allows a mount point with something in it, which is hidden then.
+	NonEmpty bool
 	// trace gets a line for every request and for every reply, from go-fuse:
 	// for tests.
 	trace func(line string)
@@ -51,7 +53,7 @@ func (fs *FS) Mount(point string, o MountOptions) (*Mount, error) {
 	if err := DetachStale(point, fs.log); err != nil {
 		return nil, err
 	}
-	if err := checkMountpoint(point); err != nil {
+	if err := checkMountpoint(point, o.NonEmpty); err != nil {
 		return nil, err
 	}
 	opts := fs.serverOptions(o)
@@ -71,7 +73,7 @@ func (fs *FS) Mount(point string, o MountOptions) (*Mount, error) {
 	m.serve(srv)
 	m.wantRO.Store(true)
 	if err := refusePoll(point); err != nil {
-		return nil, errors.Join(fmt.Errorf("mount %s: %w", point, err), m.Unmount(0))
+		return nil, errors.Join(fmt.Errorf("mount %s: %w", point, err), m.Unmount(0, true))
 	}
 	go m.keepFlag()
 	m.SetReadOnlyFlag(true)
@@ -214,30 +216,42 @@ func (m *Mount) SetWritableFlag() error {
 	return nil
 }
 
-// Unmount takes the mount away. If it is busy for longer than wait it is
-// detached: whoever still uses it gets errors from then on.
-func (m *Mount) Unmount(wait time.Duration) error {
+// Unmount takes the mount away. If it is in use for longer than wait, nobody is
+// served any more: whoever uses it gets errors from then on, and the dead mount
+// stays, which is a *BusyError. With lazy it is detached instead, and what its
+// users open by its path then is in the directory beneath.
+func (m *Mount) Unmount(wait time.Duration, lazy bool) error {
 	close(m.quit)
-	deadline := time.Now().Add(wait)
-	for {
+	for deadline := time.Now().Add(wait); ; time.Sleep(50 * time.Millisecond) {
 		err := unix.Unmount(m.point, 0)
 		if err == nil || errors.Is(err, unix.EINVAL) {
-			break
+			<-m.done
+			return nil
 		}
 		if !errors.Is(err, unix.EBUSY) {
 			return fmt.Errorf("unmount %s: %w", m.point, err)
 		}
 		if time.Now().After(deadline) {
-			m.fs.log.Warn("mount is busy; detaching it", zap.String("mount", m.point))
-			// MNT_FORCE ends the connection: no request comes any more.
-			if err := unix.Unmount(m.point, unix.MNT_DETACH|unix.MNT_FORCE); err != nil {
-				return fmt.Errorf("detach %s: %w", m.point, err)
-			}
-			break
+			return m.abandon(lazy)
 		}
-		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// abandon ends the connection (MNT_FORCE): no request comes any more.
+func (m *Mount) abandon(lazy bool) error {
+	flags := unix.MNT_FORCE
+	if lazy {
+		m.fs.log.Warn("mount is in use; detaching it", zap.String("mount", m.point))
+		flags |= unix.MNT_DETACH
+	}
+	err := unix.Unmount(m.point, flags)
+	if err != nil && (lazy || !errors.Is(err, unix.EBUSY)) {
+		return fmt.Errorf("abandon the mount at %s: %w", m.point, err)
 	}
 	<-m.done
+	if err != nil {
+		return &BusyError{Mount: m.point, Users: users(m.point)}
+	}
 	return nil
 }
 
@@ -282,13 +296,13 @@ func mountedType(point string) string {
 
 // checkMountpoint refuses a directory with something in it: mounting would
 // hide it, and it is most likely the data that should be adopted.
-func checkMountpoint(point string) error {
+func checkMountpoint(point string, nonEmpty bool) error {
 	ents, err := os.ReadDir(point)
 	if err != nil {
 		return fmt.Errorf("mount point: %w", err)
 	}
-	if len(ents) > 0 {
-		return fmt.Errorf("mount point %s is not empty (it has %q): move its content into the store first", point, ents[0].Name())
+	if len(ents) > 0 && !nonEmpty {
+		return fmt.Errorf("mount point %s is not empty (it has %q): move its content into the store first (or hide it with --nonempty)", point, ents[0].Name())
 	}
 	return nil
 }

@@ -97,7 +97,7 @@ func TestDeadMount(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "already mounted") {
 		t.Errorf("a second mount: %v", err)
 	}
-	must(t, m.Unmount(time.Second))
+	must(t, m.Unmount(time.Second, false))
 	must(t, f.Close())
 	select {
 	case <-m.Done():
@@ -114,7 +114,7 @@ func TestMountRefusals(t *testing.T) {
 	t.Cleanup(func() { must(t, f.Close()) })
 	must(t, os.WriteFile(point+"/data", nil, 0o644))
 	for _, c := range []struct{ what, point, want string }{
-		{"not empty", point, `is not empty (it has "data"): move its content into the store first`},
+		{"not empty", point, `is not empty (it has "data"): move its content into the store first (or hide it with --nonempty)`},
 		{"missing", point + "/no", "does not exist: create it with mkdir"},
 		{"a file", point + "/data", "not a directory"},
 	} {
@@ -123,6 +123,12 @@ func TestMountRefusals(t *testing.T) {
 			t.Errorf("mount point %s: %v", c.what, err)
 		}
 	}
+	m, err := f.Mount(point, MountOptions{NonEmpty: true})
+	must(t, err)
+	if ents, err := os.ReadDir(point); err != nil || len(ents) > 0 {
+		t.Errorf("what is beneath shows: %v, %v", ents, err)
+	}
+	must(t, m.Unmount(time.Minute, false))
 	if _, err := New(Config{Store: store + "/no"}); err == nil || !strings.Contains(err.Error(), "mkdir -m 700") {
 		t.Errorf("missing store: %v", err)
 	}
@@ -131,14 +137,21 @@ func TestMountRefusals(t *testing.T) {
 	}
 }
 
-// TestUnmountBusy: who will not go keeps nobody from unmounting, and gets
-// errors instead of a file system without a daemon.
+// TestUnmountBusy: who will not go keeps nobody from stopping, and gets errors
+// instead of a file system without a daemon. The dead mount stays, so that
+// nothing is written beneath it, unless it is to be detached.
 func TestUnmountBusy(t *testing.T) {
+	for _, lazy := range []bool{false, true} {
+		t.Run(fmt.Sprintf("lazy=%t", lazy), func(t *testing.T) { unmountBusy(t, lazy) })
+	}
+}
+
+func unmountBusy(t *testing.T, lazy bool) {
 	e := newEnv(t, options{})
 	root.must(t, e.mnt, "echo x >f")
 	fd, err := unix.Open(e.in("f"), unix.O_RDWR, 0)
 	must(t, err)
-	stay := shellIn(e.mnt, "exec sleep 60")
+	stay := shellIn(e.mnt, "exec sleep 300")
 	must(t, stay.Start())
 	eventually(t, "somebody stays inside", func() bool {
 		wd, _ := os.Readlink("/proc/" + itoa(stay.Process.Pid) + "/cwd")
@@ -146,11 +159,23 @@ func TestUnmountBusy(t *testing.T) {
 	})
 	m, f := e.m, e.fs
 	e.m, e.fs = nil, nil
-	must(t, m.Unmount(50*time.Millisecond))
+	err = m.Unmount(50*time.Millisecond, lazy)
 	<-m.Done()
 	must(t, f.Close())
+	if lazy {
+		must(t, err)
+	} else if !IsBusy(err) || !strings.Contains(err.Error(), itoa(stay.Process.Pid)+" (s") {
+		t.Errorf("unmount: %v", err)
+	}
 	if _, err := unix.Write(fd, []byte("y")); !errors.Is(err, unix.ENOTCONN) && !errors.Is(err, unix.ECONNABORTED) {
 		t.Errorf("write after the unmount: %v", err)
+	}
+	err = os.WriteFile(e.in("beneath"), nil, 0o600)
+	if !lazy && !errors.Is(err, unix.ENOTCONN) && !errors.Is(err, unix.ECONNABORTED) {
+		t.Errorf("a file made where the mount was: %v", err)
+	}
+	if lazy {
+		must(t, errors.Join(err, os.Remove(e.in("beneath"))))
 	}
 	if err := unix.Close(fd); err != nil && !errors.Is(err, unix.ENOTCONN) && !errors.Is(err, unix.ECONNABORTED) {
 		t.Error(err)
@@ -159,10 +184,10 @@ func TestUnmountBusy(t *testing.T) {
 	if err := stay.Wait(); err == nil {
 		t.Error("it was not killed")
 	}
-	if got := mountFlag(t, e.mnt); got != "not mounted" {
+	if got := mountFlag(t, e.mnt); (got == "not mounted") != lazy {
 		t.Error(got)
 	}
-	e.mount()
+	e.mount() // detaches what is dead
 	root.must(t, e.mnt, "echo z >>f")
 	e.equal()
 }

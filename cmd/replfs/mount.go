@@ -13,6 +13,7 @@ import (
 func newMountCommand(g *globalFlags) *cobra.Command {
 	var logFormat, logLevel string
 	var successor bool
+	var opts node.Options
 	cmd := &cobra.Command{
 		Use:   "mount",
 		Short: "Run a data node: mount, replicate, follow or lead",
@@ -20,7 +21,9 @@ func newMountCommand(g *globalFlags) *cobra.Command {
 sends every change to the standbys, or follows a primary read-only.
 
 SIGTERM ends it in order: no more changes, everything drained to the standbys in
-sync, unmounted, exit 0. It is a systemd service of Type=notify.`,
+sync, unmounted, exit 0. A mount that is in use stays there, dead, with exit code 1:
+programs get errors, and nobody writes to the directory beneath it. The next start
+mounts anew. It is a systemd service of Type=notify.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			_, view, err := g.load()
@@ -42,7 +45,7 @@ sync, unmounted, exit 0. It is a systemd service of Type=notify.`,
 			log = log.With(zap.String("node", view.Name))
 			log.Info("starting", zap.String("version", version.Get().Version), zap.String("cluster", view.Cluster),
 				zap.String("mount", view.Mount), zap.String("store", view.Store))
-			if err := node.Run(cmd.Context(), view, log); err != nil {
+			if err := node.Run(cmd.Context(), view, opts, log); err != nil {
 				return err
 			}
 			log.Info("stopped")
@@ -51,6 +54,8 @@ sync, unmounted, exit 0. It is a systemd service of Type=notify.`,
 	}
 	cmd.Flags().StringVar(&logFormat, "log-format", "auto", "json, console, or auto: console on a terminal")
 	cmd.Flags().StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
+	cmd.Flags().BoolVar(&opts.LazyUnmount, "lazy-unmount", false, "at the end, detach the mount even if it is in use")
+	cmd.Flags().BoolVar(&opts.NonEmpty, "nonempty", false, "mount over a directory that is not empty, hiding what it has")
 	cmd.Flags().BoolVar(&successor, node.SuccessorFlag, false, "print what would be served, and end: for `replfs reload`")
 	_ = cmd.Flags().MarkHidden(node.SuccessorFlag) // it exists
 	return cmd

@@ -33,6 +33,7 @@ type Node struct {
 	wire.UnimplementedReplicationServer
 	cfg     *config.Config
 	view    *config.NodeView
+	opts    Options
 	log     *zap.Logger
 	started time.Time
 
@@ -65,9 +66,17 @@ type sender struct {
 	done   chan struct{}
 }
 
+// Options are what is said about one start of a node.
+type Options struct {
+	// LazyUnmount detaches the mount at the end even if it is in use.
+	LazyUnmount bool
+	// NonEmpty allows a mount point with something in it.
+	NonEmpty bool
+}
+
 // Run runs the node until ctx ends; then it drains, unmounts and returns nil.
-func Run(ctx context.Context, view *config.NodeView, log *zap.Logger) error {
-	n := &Node{cfg: view.Config, view: view, log: log, started: time.Now(), role: wire.Role_ROLE_STARTING}
+func Run(ctx context.Context, view *config.NodeView, o Options, log *zap.Logger) error {
+	n := &Node{cfg: view.Config, view: view, opts: o, log: log, started: time.Now(), role: wire.Role_ROLE_STARTING}
 	recovered, err := n.open()
 	if err != nil {
 		return errors.Join(err, n.close())
@@ -202,7 +211,7 @@ func (n *Node) close() error {
 		n.grpc.Stop()
 	}
 	if n.mount != nil {
-		errs = append(errs, n.mount.Unmount(unmountWait))
+		errs = append(errs, n.mount.Unmount(unmountWait, n.opts.LazyUnmount))
 	}
 	if n.standby != nil {
 		errs = append(errs, n.standby.Close())
@@ -244,16 +253,14 @@ func (n *Node) stop() error {
 	} else {
 		n.standby.Stop()
 	}
-	if err := n.mount.Unmount(unmountWait); err != nil {
-		n.log.Error("cannot unmount", zap.Error(err))
-	}
+	unmounted := n.mount.Unmount(unmountWait, n.opts.LazyUnmount)
 	n.mount = nil
 	err := n.syncStore()
 	if err == nil {
 		last := n.oplog.Last()
 		err = n.state.Update(func(s *election.State) { s.Clean, s.CleanLSN = true, last })
 	}
-	return errors.Join(err, n.close())
+	return errors.Join(unmounted, err, n.close())
 }
 
 func (n *Node) syncStore() error {

@@ -183,7 +183,7 @@ func replace(path string, state []byte, fds []int) error {
 
 // attach mounts, or takes the mount over from a predecessor.
 func (n *Node) attach() error {
-	o := fs.MountOptions{Source: "replfs:" + n.view.Cluster}
+	o := fs.MountOptions{Source: "replfs:" + n.view.Cluster, NonEmpty: n.opts.NonEmpty}
 	fd := os.Getenv(successorEnv)
 	var err error
 	if fd == "" {
