@@ -100,11 +100,14 @@ func TestFileHandles(t *testing.T) {
 		h, _, err := unix.NameToHandleAt(unix.AT_FDCWD, name, 0)
 		must(t, err)
 		handles = append(handles, h)
+		// Open, so that the kernel does not drop it.
+		open, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		must(t, err)
 		fd, err := openByHandle(e.mnt, h)
 		must(t, err)
 		buf := make([]byte, 200)
 		n, err := unix.Read(fd, buf)
-		must(t, errors.Join(err, unix.Close(fd)))
+		must(t, errors.Join(err, unix.Close(fd), unix.Close(open)))
 		if string(buf[:n]) != name {
 			t.Errorf("the handle of %s opens %q", name, buf[:n])
 		}
