@@ -9,24 +9,34 @@ import (
 	"github.com/replfs/replfs/replicate/record"
 )
 
-// lockEntry finds what name in dir is, and locks dir and it. n is nil when
-// the table does not know the inode.
+// lockEntry finds what name in dir is, and locks dir and it. The inode is in the
+// table until unlock: a lookup that comes meanwhile must not make another one.
 func (fs *FS) lockEntry(dir *inode, name string, st *unix.Stat_t) (n *inode, unlock func(), err error) {
-	for {
-		if err := unix.Fstatat(fs.dirfd(dir), name, st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-			return nil, nil, err
-		}
-		n = fs.table.getKey(keyOf(st))
-		unlock = lockInodes(dir, n)
-		key := keyOf(st)
-		if err := unix.Fstatat(fs.dirfd(dir), name, st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-			unlock()
-			return nil, nil, err
-		}
-		if keyOf(st) == key && fs.table.getKey(key) == n {
-			return n, unlock, nil
+	unlockDir := lockInodes(dir)
+	n, err = fs.table.lookup(dir, name, st, refPin)
+	switch {
+	case err != nil:
+		unlockDir()
+		return nil, nil, err
+	case !n.isDir():
+		n.mu.Lock() // after the directory, whose lock keeps the name n's
+		return n, func() { n.mu.Unlock(); unlockDir(); fs.table.unpin(n) }, nil
+	}
+	// Two directories are locked in their own order.
+	for unlockDir(); ; {
+		unlock := lockInodes(dir, n)
+		err := unix.Fstatat(fs.dirfd(dir), name, st, unix.AT_SYMLINK_NOFOLLOW)
+		if err == nil && keyOf(st) == n.key {
+			return n, func() { unlock(); fs.table.unpin(n) }, nil
 		}
 		unlock()
+		fs.table.unpin(n)
+		if err != nil {
+			return nil, nil, err
+		}
+		if n, err = fs.table.lookup(dir, name, st, refPin); err != nil {
+			return nil, nil, err
+		}
 	}
 }
 
@@ -63,11 +73,8 @@ func (fs *FS) remove(cancel <-chan struct{}, header *fuse.InHeader, name string,
 	last := op == record.OpRmdir || st.Nlink <= 1
 	r := fs.newRecord(op)
 	r.Request = header.Unique
-	r.Path, r.Fields = path, record.FieldPath
-	if n != nil {
-		r.FileID = n.id
-		r.Fields |= record.FieldFileID
-	}
+	r.Path, r.FileID = path, n.id
+	r.Fields = record.FieldPath | record.FieldFileID
 	if last {
 		r.Flags |= record.FlagLast
 	}
@@ -76,11 +83,11 @@ func (fs *FS) remove(cancel <-chan struct{}, header *fuse.InHeader, name string,
 	}
 	m := fs.begin(r)
 	defer m.end()
-	if n != nil && n.isDir() {
+	if n.isDir() {
 		fs.dirfd(n) // who is in it goes on using it, without a name to open it by
 	}
 	ghost := -1
-	if last && n != nil && n.typ != unix.S_IFREG && n.typ != unix.S_IFDIR {
+	if last && n.typ != unix.S_IFREG && n.typ != unix.S_IFDIR {
 		ghost = openGhost(fs.dirfd(dir), name)
 	}
 	fs.table.removing(n, dir, last)
