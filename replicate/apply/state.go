@@ -38,6 +38,12 @@ func (a *Applier) stateOf(rec *record.Record) error {
 	a.answered(rec.Path)
 	var st unix.Stat_t
 	err = l.Stat(&st)
+	if err == nil && st.Mode&unix.S_IFMT == unix.S_IFSOCK {
+		// This node's own, from when it was primary: it does not travel.
+		if err = a.k.unlink(l, 0); err == nil {
+			err = unix.ENOENT
+		}
+	}
 	switch {
 	case l.IsRoot():
 		// There before anything was copied, so that it is right only now.

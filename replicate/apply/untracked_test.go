@@ -46,6 +46,27 @@ func TestWhatDoesNotTravelMakesWay(t *testing.T) {
 			}
 		})
 	}
+	t.Run("what enters over a socket", func(t *testing.T) {
+		a, store := openWith(t, []string{"a.sock", "b.sock"})
+		const all = file | record.FieldSize
+		for i, rec := range []record.Record{
+			{Op: record.OpState, Flags: record.FlagLive, Path: "a.sock", Mode: unix.S_IFIFO | 0o644, Fields: file},
+			{Op: record.OpState, Flags: record.FlagLive | record.FlagMore, Path: "b.sock", Mode: unix.S_IFREG | 0o644, Size: 1, Fields: all},
+			{Op: record.OpStateData, Flags: record.FlagLive, Path: "b.sock", Data: []byte("y"), Fields: record.FieldPath | record.FieldOffset | record.FieldData},
+			{Op: record.OpStateEnd, Flags: record.FlagLive, Path: "b.sock", Size: 1, Fields: record.FieldPath | record.FieldSize},
+		} {
+			rec.LSN, rec.Epoch = uint64(i+1), 1
+			if err := a.Apply(&rec); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if b, err := os.ReadFile(filepath.Join(store, "b.sock")); string(b) != "y" {
+			t.Errorf("%q, %v", b, err)
+		}
+		if st, err := os.Lstat(filepath.Join(store, "a.sock")); err != nil || st.Mode().Type() != os.ModeNamedPipe {
+			t.Errorf("%v, %v", st, err)
+		}
+	})
 	t.Run("what travels stays", func(t *testing.T) {
 		a, store := openWith(t, []string{"d/", "d/a.sock", "d/f"})
 		rec := dir(record.OpRmdir, "d")
