@@ -249,6 +249,10 @@ func (s *session) hello() (*wire.NodeState, error) {
 		s.cfg.Superseded(peer)
 		return nil, status.Errorf(codes.FailedPrecondition, "%s knows epoch %d, this node is in %d: not the primary any more", s.cfg.Peer, peer.GetEpoch(), self.GetEpoch())
 	}
+	if peer.GetRole() == wire.Role_ROLE_STARTING {
+		// It does not know yet how far its store is.
+		return nil, status.Errorf(codes.Unavailable, "%s is starting or changing its role", s.cfg.Peer)
+	}
 	if peer.GetRole() == wire.Role_ROLE_PRIMARY {
 		return nil, status.Errorf(codes.FailedPrecondition,
 			"%s is primary in epoch %d as well: run `replfs demote` on the node whose data shall give way", s.cfg.Peer, peer.GetEpoch())

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -116,6 +117,23 @@ func TestRefusedOnThePrimary(t *testing.T) {
 				t.Error("it was believed")
 			}
 		})
+	}
+}
+
+// TestStartingPeer: what a node that is starting says of its store counts for
+// nothing: it is asked again.
+func TestStartingPeer(t *testing.T) {
+	var greetings atomic.Int64
+	c := fakePair(t, func(s *wire.NodeState) {
+		if greetings.Add(1) < 3 {
+			s.Role, s.Applied = wire.Role_ROLE_STARTING, nil
+		}
+	}, read)
+	last := c.p.log.Last()
+	c.run()
+	eventually(t, "it streams", func() bool { return c.sender.Status().State == "streaming" })
+	if now := c.p.log.Last(); now != last {
+		t.Errorf("%d records came, such as the beginning of a copy", now-last)
 	}
 }
 

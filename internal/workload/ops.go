@@ -118,6 +118,8 @@ var (
 		unix.ENODATA, unix.ENOSPC, unix.E2BIG)
 	// EACCES is a default ACL on what is no directory (any more).
 	acling = errnos(unix.EOPNOTSUPP, unix.EACCES, unix.EPERM, unix.ENODATA, unix.ENOSPC)
+	// ext4 makes no file in a directory that was just removed: EPERM.
+	tmpfiling = errnos(unix.EEXIST, unix.EOPNOTSUPP, unix.EPERM)
 )
 
 // specs lists all operations, in the order in which Ops does.
@@ -126,7 +128,7 @@ func specs() []*spec {
 		{OpCreate, 30, (*writer).create, creating},
 		{OpCreateExcl, 30, (*writer).createExcl, making},
 		{OpOpenTrunc, 10, (*writer).openTrunc, creating},
-		{OpTmpfileLink, 5, (*writer).tmpfileLink, errnos(unix.EEXIST, unix.EOPNOTSUPP)},
+		{OpTmpfileLink, 5, (*writer).tmpfileLink, tmpfiling},
 		{OpMknodRegular, 5, (*writer).mknodRegular, making},
 		{OpMknodFifo, 5, (*writer).mknodFifo, making},
 		{OpMknodChar, 5, (*writer).mknodChar, making},

@@ -84,6 +84,7 @@ type Applier struct {
 	// For the applying goroutine.
 	redo      bool // being applied already is no error
 	resumed   bool // and it is this applier that tried before
+	begins    bool // it begins this node's copy
 	fresh     bool
 	syncing   bool
 	copyStale bool // syncing, but what is known about the copy is lost
@@ -256,8 +257,9 @@ func (a *Applier) DurableChanged() <-chan struct{} { return a.sync.changed }
 // *Error; the applied LSN has not moved and the same record may be given
 // again.
 //
-// An OpSyncBegin for this node need not be the next record: the position
-// before it means nothing to an empty store.
+// An OpSyncBegin for this node begins a copy after BeginFresh, and need not be
+// the next record then: the position before it means nothing to an empty store.
+// Otherwise it is left over from a copy that came to nothing.
 func (a *Applier) Apply(rec *record.Record) error {
 	if err := a.admit(rec); err != nil {
 		return err
@@ -268,7 +270,7 @@ func (a *Applier) Apply(rec *record.Record) error {
 	a.files.useEpoch(rec.Epoch)
 	a.redo = a.resumed || rec.Flags.Has(record.FlagRedo)
 	a.report = nil
-	if a.fresh {
+	if a.fresh && !a.begins {
 		if err := a.updateMeta(func(m *meta) { m.fresh = false }); err != nil {
 			return a.failed(rec, err)
 		}
@@ -302,9 +304,11 @@ func (a *Applier) admit(rec *record.Record) error {
 	if a.closed {
 		return fmt.Errorf("%w: %w", ErrOrder, errClosed)
 	}
-	begin := rec.Op == record.OpSyncBegin && rec.Path == a.cfg.Node
+	intent, intentEpoch := a.st.intent()
+	a.resumed = intent == rec.LSN && intentEpoch == rec.Epoch
+	a.begins = a.beginsCopy(rec)
 	lsn, epoch := a.st.position()
-	if !begin {
+	if !a.begins {
 		switch {
 		case rec.LSN != lsn+1:
 			return fmt.Errorf("%w: LSN %d after %d", ErrOrder, rec.LSN, lsn)
@@ -315,9 +319,7 @@ func (a *Applier) admit(rec *record.Record) error {
 			return fmt.Errorf("record %d: %w", rec.LSN, ErrCopyInterrupted)
 		}
 	}
-	intent, intentEpoch := a.st.intent()
-	a.resumed = intent == rec.LSN && intentEpoch == rec.Epoch
-	if !begin && intent == rec.LSN && !a.resumed {
+	if !a.begins && intent == rec.LSN && !a.resumed {
 		return a.failed(rec, diverged(
 			"another record %d, of epoch %d, may have been applied in part before this one of epoch %d",
 			intent, intentEpoch, rec.Epoch))

@@ -100,9 +100,17 @@ func (a *Applier) needsMoved(moves ...[2]string) {
 	}
 }
 
+// beginsCopy tells whether rec begins a copy to this node.
+func (a *Applier) beginsCopy(rec *record.Record) bool {
+	if rec.Op != record.OpSyncBegin || rec.Path != a.cfg.Node {
+		return false
+	}
+	return a.fresh || a.copyStale || a.resumed && a.syncing && a.State().SyncID == rec.Path2
+}
+
 // beginCopy starts a complete copy if it is this node's.
 func (a *Applier) beginCopy(rec *record.Record) error {
-	if rec.Path != a.cfg.Node {
+	if !a.begins {
 		return nil
 	}
 	if len(rec.Path2) > maxSyncID {
@@ -114,7 +122,7 @@ func (a *Applier) beginCopy(rec *record.Record) error {
 	a.settleSyncs()
 	a.DropCaches()
 	err := a.updateMeta(func(m *meta) {
-		m.syncing, m.syncID = true, rec.Path2
+		m.fresh, m.syncing, m.syncID = false, true, rec.Path2
 		m.inSync, m.storeIno = false, a.storeIno
 	})
 	if err != nil {
@@ -123,7 +131,7 @@ func (a *Applier) beginCopy(rec *record.Record) error {
 	durable, _ := a.sync.position()
 	a.sync.moveTo(rec.LSN-1, min(durable, rec.LSN-1), true)
 	a.st.store(offFactsLSN, 0) // the LSN may have been another record's
-	a.syncing, a.copyStale = true, false
+	a.fresh, a.syncing, a.copyStale = false, true, false
 	a.copy = copyState{}
 	a.dropEntering()
 	return nil

@@ -161,7 +161,16 @@ func TestCopyNeedsEmptyStore(t *testing.T) {
 	r.p.create("f", 0o644)
 	r.p.mkdir("lost+found", 0o700)
 	r.catchUp()
+	// One that is left over from a copy that came to nothing begins none.
+	r.p.syncRecord(record.OpSyncBegin, "b", "another")
+	r.p.create("g", 0o600)
+	r.p.remove(record.OpUnlink, "g")
+	r.catchUp()
+	if s := r.a.State(); s.Syncing || s.SyncID != "" || s.Suspect != "" {
+		t.Errorf("state %+v after the beginning of no copy", s)
+	}
 	r.p.lsn = 100
+	r.p.must(r.a.BeginFresh(90, 1))
 	begin := r.p.syncRecord(record.OpSyncBegin, "b", "id")
 	if e := r.refused(begin, true); !strings.Contains(e.Error(), "must be empty") {
 		t.Error(e)
