@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/goccy/go-yaml"
@@ -122,12 +123,34 @@ func freePorts(n int) (int, error) {
 	var last error
 	for range 50 {
 		first, err := listenFrom(0, n)
-		if err == nil {
+		if err == nil && claim(first, n) {
 			return first, nil
 		}
 		last = err
 	}
 	return 0, fmt.Errorf("no %d free ports in a row: %w", n, last)
+}
+
+// claimed are the ports that this process has given out: the kernel may choose
+// one again before anybody listens on it.
+var claimed = struct {
+	sync.Mutex
+	ports map[int]bool
+}{ports: map[int]bool{}}
+
+// claim takes n ports from first on, unless one of them was given out before.
+func claim(first, n int) bool {
+	claimed.Lock()
+	defer claimed.Unlock()
+	for p := first; p < first+n; p++ {
+		if claimed.ports[p] {
+			return false
+		}
+	}
+	for p := first; p < first+n; p++ {
+		claimed.ports[p] = true
+	}
+	return true
 }
 
 // listenFrom listens on n ports in a row for a moment, to see that they are
