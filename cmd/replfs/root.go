@@ -36,6 +36,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or config, 3 refused as unsafe.`,
 	root.PersistentFlags().StringVar(&g.configPath, "config", config.DefaultPath, "the config `file`")
 	root.PersistentFlags().StringVar(&g.node, "node", "", "this node's `name` in the config (default: the host name)")
 	root.AddCommand(
+		newAdoptCommand(g),
 		newBenchCommand(),
 		newDemoteCommand(g),
 		newInitCommand(g),

@@ -147,7 +147,7 @@ func (n *Node) open() (oplog.Recovered, error) {
 	if n.state, err = election.OpenStore(v.State, v.Cluster, v.Name); err != nil {
 		return none, err
 	}
-	ring := filepath.Join(runtime, fmt.Sprintf("%s-%s.ring", v.Cluster, v.Name))
+	ring := ringPath(v)
 	var recovered oplog.Recovered
 	n.oplog, recovered, err = oplog.Open(ring, oplog.Options{Size: int64(n.cfg.Replication.Ring)})
 	if err != nil {
