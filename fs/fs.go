@@ -54,6 +54,8 @@ type Config struct {
 	// Suspect is called when the mount and the log may have come apart: a
 	// handler panicked, or a mutation could not be recorded.
 	Suspect func(reason string)
+	// Busy, if not nil, is called for every request, concurrently.
+	Busy func()
 }
 
 // FS serves one store. Create it with New; Mount attaches it.

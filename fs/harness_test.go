@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -96,6 +97,7 @@ type env struct {
 	// applied is called after each record that the standby applied.
 	applied func(r *record.Record)
 	copying
+	busy atomic.Uint64
 
 	mu      sync.Mutex
 	suspect []string
@@ -172,6 +174,7 @@ func (e *env) mount(intents ...record.Record) {
 	var err error
 	e.fs, err = New(Config{
 		Store: e.store, Log: e.log, Excluded: e.excl.Excluded, DeepExcludes: e.excl.Below,
+		Busy: func() { e.busy.Add(1) },
 		Suspect: func(reason string) {
 			e.mu.Lock()
 			e.suspect = append(e.suspect, reason)

@@ -93,7 +93,12 @@ type counted struct{ fs front }
 
 var _ fuse.RawFileSystem = counted{}
 
-func (c counted) add(h *fuse.InHeader) { c.fs.requests.add(Opcode(h.Opcode)) }
+func (c counted) add(h *fuse.InHeader) {
+	c.fs.requests.add(Opcode(h.Opcode))
+	if c.fs.cfg.Busy != nil {
+		c.fs.cfg.Busy()
+	}
+}
 
 func (c counted) String() string      { return c.fs.String() }
 func (c counted) SetDebug(debug bool) { c.fs.SetDebug(debug) }

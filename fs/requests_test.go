@@ -163,6 +163,7 @@ func TestRequestCounts(t *testing.T) {
 // opcode that nobody knows shows too.
 func TestRequestsAreCounted(t *testing.T) {
 	e := newEnv(t, options{})
+	before := e.busy.Load()
 	got := e.asked(func() {
 		for i := range 5 {
 			must(t, unix.Mkdir(e.in(fmt.Sprint("d", i)), 0o755))
@@ -170,6 +171,9 @@ func TestRequestsAreCounted(t *testing.T) {
 	})
 	if got["MKDIR"] != 5 {
 		t.Errorf("5 directories made: %v", got)
+	}
+	if n := e.busy.Load() - before; n < 5 {
+		t.Errorf("5 directories made, said to be busy %d times", n)
 	}
 	l := fuseLog{fs: e.fs}
 	for _, line := range []string{"Unimplemented opcode opcode 54\n", "Unimplemented opcode BMAP\n", "something else\n"} {

@@ -198,6 +198,9 @@ func (s *Standby) batch(ctx context.Context, b *wire.Batch, l *link) error {
 	if b.GetEpoch() > l.epoch {
 		return status.Errorf(codes.InvalidArgument, "a batch of epoch %d in a stream of epoch %d", b.GetEpoch(), l.epoch)
 	}
+	if s.cfg.Busy != nil {
+		s.cfg.Busy()
+	}
 	last, err := s.cfg.Log.AppendRaw(ctx, b.GetRecords())
 	if err != nil {
 		return status.Error(codes.DataLoss, err.Error())

@@ -39,7 +39,9 @@ type StandbyConfig struct {
 	// with the cluster's id.
 	Epoch func(e Epoch, clusterID string) error
 	// Begin is called before a copy, with the history it starts from.
-	Begin  func(history History, clusterID string) error
+	Begin func(history History, clusterID string) error
+	// Busy, if not nil, is called for every batch of records received.
+	Busy   func()
 	Logger *zap.Logger
 }
 

@@ -75,6 +75,9 @@ type Config struct {
 	Insecure           bool `yaml:"insecure"`
 	InsecureAnyAddress bool `yaml:"insecure_any_address"`
 
+	// LowLatency keeps idle CPUs from sleeping while the mount is busy.
+	LowLatency bool `yaml:"low_latency"`
+
 	Nodes       []Node        `yaml:"nodes"`
 	Replication Replication   `yaml:"replication"`
 	Election    Election      `yaml:"election"`
@@ -238,6 +241,9 @@ func defaults() *Config {
 	return &Config{
 		State:   "/var/lib/replfs",
 		Control: "/run/replfs/replfs.sock",
+
+		LowLatency: true,
+
 		Replication: Replication{
 			Durability:    DurabilityFsync,
 			Exclude:       []string{"lost+found/"},

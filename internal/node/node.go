@@ -21,6 +21,7 @@ import (
 	"github.com/replfs/replfs/fs"
 	"github.com/replfs/replfs/internal/config"
 	"github.com/replfs/replfs/internal/exclude"
+	"github.com/replfs/replfs/internal/latency"
 	"github.com/replfs/replfs/internal/pki"
 	"github.com/replfs/replfs/replicate"
 	"github.com/replfs/replfs/replicate/apply"
@@ -43,6 +44,7 @@ type Node struct {
 	insync  *replicate.InSync
 	standby *replicate.Standby
 	fs      *fs.FS
+	latency *latency.Guard
 	mount   *fs.Mount
 	grpc    *grpc.Server
 
@@ -162,18 +164,19 @@ func (n *Node) open() (oplog.Recovered, error) {
 		},
 		Log: n.log,
 	})
+	n.guardLatency()
 	n.standby, err = replicate.NewStandby(replicate.StandbyConfig{
 		Node: v.Name, Store: v.Store, Salvage: filepath.Join(v.State, "salvage"),
 		Excluded: excl.Excluded, Log: n.oplog,
 		Applier: apply.Config{StateFile: filepath.Join(v.State, "applied.state"), Log: n.log},
-		Self:    n.self, Greeted: n.greeted, Epoch: n.epochBegan, Begin: n.copyBegins,
+		Self:    n.self, Greeted: n.greeted, Epoch: n.epochBegan, Begin: n.copyBegins, Busy: n.latency.Note,
 		Logger: n.log,
 	})
 	if err != nil {
 		return none, err
 	}
 	n.fs, err = fs.New(fs.Config{
-		Store: v.Store, Log: logAdapter{n.oplog, n.insync}, Logger: n.log,
+		Busy: n.latency.Note, Store: v.Store, Log: logAdapter{n.oplog, n.insync}, Logger: n.log,
 		Excluded: excl.Excluded, DeepExcludes: excl.Below, Suspect: n.markSuspect,
 	})
 	if err != nil {
@@ -219,6 +222,7 @@ func (n *Node) close() error {
 	if n.fs != nil {
 		errs = append(errs, n.fs.Close())
 	}
+	errs = append(errs, n.latency.Close())
 	if n.oplog != nil {
 		errs = append(errs, n.oplog.Close())
 	}
@@ -273,6 +277,18 @@ func (n *Node) syncStore() error {
 		return fmt.Errorf("make the store durable: %w", err)
 	}
 	return nil
+}
+
+// guardLatency has CPUs kept awake while requests, or a primary's records, come
+// fast. Without the kernel's help they take longer, that is all.
+func (n *Node) guardLatency() {
+	if !n.cfg.LowLatency {
+		return
+	}
+	var err error
+	if n.latency, err = latency.Open(latency.Device, n.log); err != nil {
+		n.log.Info("requests take longer than they could", zap.Error(err))
+	}
 }
 
 func (n *Node) markSuspect(reason string) {
