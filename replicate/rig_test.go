@@ -268,6 +268,9 @@ type pair struct {
 	net     *server
 	inSync  *InSync
 	sender  *Sender
+	spiller *Spiller
+	// spill configures the spiller; without a Dir there is no journal.
+	spill   SpillerConfig
 	timeout time.Duration
 	unclean bool
 	dialing []grpc.DialOption
@@ -307,10 +310,18 @@ func (c *pair) run() {
 		Durability: Fsync, AckTimeout: c.timeout, Last: c.p.log.Last, Persist: c.persist, Log: testLog(),
 	})
 	c.inSync.Start(c.stored)
+	sc := c.spill
+	sc.Log, sc.Cluster, sc.InSync, sc.AckTimeout, sc.Logger = c.p.log, clusterID, c.inSync, c.timeout, testLog().Named("a")
+	sc.Peers = append(sc.Peers, "b")
+	if sc.BootID == "" {
+		sc.BootID = "boot"
+	}
+	c.spiller = StartSpiller(sc, c.p.terms(), c.unclean)
+	spiller := c.spiller
 	c.sender = NewSender(SenderConfig{
 		Peer: "b", Dial: func() (*grpc.ClientConn, error) { return c.net.dial(c.dialing...) },
 		Log: c.p.log, Self: c.p.state, History: c.p.terms, InSync: c.inSync, NewWalk: c.p.newWalk,
-		Unclean: c.unclean, AckTimeout: c.timeout, Logger: testLog().Named("a"),
+		Spiller: c.spiller, Unclean: c.unclean, Logger: testLog().Named("a"),
 		Superseded: func(peer *wire.NodeState) {
 			c.mu.Lock()
 			defer c.mu.Unlock()
@@ -331,6 +342,7 @@ func (c *pair) run() {
 		case <-time.After(patience):
 			c.t.Error("Run does not end")
 		}
+		spiller.Close()
 	})
 	c.t.Cleanup(c.stop)
 }

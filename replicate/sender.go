@@ -38,6 +38,8 @@ type SenderConfig struct {
 	Self    func() *wire.NodeState
 	History func() History
 	InSync  *InSync
+	// Spiller keeps what this standby has not received.
+	Spiller *Spiller
 	// NewWalk starts a copy. throttle is called between pieces, progress
 	// counts.
 	NewWalk func(throttle func(context.Context) error, progress func(files int, bytes int64)) Walk
@@ -45,7 +47,6 @@ type SenderConfig struct {
 	Unclean bool
 	// Superseded is called when the peer knows a higher epoch.
 	Superseded func(peer *wire.NodeState)
-	AckTimeout time.Duration
 	Logger     *zap.Logger
 }
 
@@ -60,13 +61,16 @@ type Sender struct {
 
 // SenderStatus is how it goes.
 type SenderStatus struct {
-	// State is "connecting", "unreachable", "refused", "syncing" or "streaming".
+	// State is "connecting", "unreachable", "refused", "syncing", "catching up"
+	// or "streaming".
 	State       string
 	Error       string
 	Sent        uint64
 	LastContact time.Time
 	Copy        *CopyStatus
-	Trouble     string
+	// CatchUp is set while it is far behind and has no complete copy under way.
+	CatchUp *CatchUpStatus
+	Trouble string
 }
 
 // CopyStatus is the progress of a complete copy.
@@ -90,6 +94,10 @@ func (s *Sender) Status() SenderStatus {
 		c := *st.Copy
 		st.Copy = &c
 	}
+	if st.CatchUp != nil {
+		c := *st.CatchUp
+		st.CatchUp = &c
+	}
 	return st
 }
 
@@ -98,6 +106,13 @@ func (s *Sender) set(f func(*SenderStatus)) {
 	f(&s.status)
 	s.mu.Unlock()
 }
+
+// States of a sender.
+const (
+	stateStreaming  = "streaming"
+	stateSyncing    = "syncing"
+	stateCatchingUp = "catching up"
+)
 
 const (
 	retryMin = 100 * time.Millisecond
@@ -140,9 +155,9 @@ func (s *Sender) failed(err error) (streamed bool) {
 		text = "connection closed"
 	}
 	s.mu.Lock()
-	streamed = s.status.State == "streaming" || s.status.State == "syncing"
+	streamed = s.status.State == stateStreaming || s.status.State == stateSyncing || s.status.State == stateCatchingUp
 	news := s.status.State != state || s.status.Error != text
-	s.status.State, s.status.Error, s.status.Copy = state, text, nil
+	s.status.State, s.status.Error, s.status.Copy, s.status.CatchUp = state, text, nil, nil
 	s.mu.Unlock()
 	if news {
 		s.log.Warn("not streaming to the standby", zap.String("state", state), zap.String("reason", text))
@@ -157,7 +172,9 @@ type session struct {
 	cancel context.CancelCauseFunc
 	stream wire.Replication_StreamClient
 	sendMu sync.Mutex
-	reader *oplog.Reader
+	source *source
+	// begun is the first record of the session.
+	begun uint64
 
 	// copyID names the copy under way; copying ends before it is forgotten.
 	copyID  string
@@ -168,9 +185,8 @@ type session struct {
 	needs  []need
 	needed chan struct{}
 
-	ackMu    sync.Mutex
-	last     wire.Ack // as far as positions go
-	progress time.Time
+	ackMu sync.Mutex
+	last  wire.Ack // as far as positions go
 }
 
 type need struct {
@@ -190,7 +206,7 @@ func (s *Sender) session(parent context.Context) error {
 	if err != nil {
 		return err
 	}
-	ses := &session{Sender: s, ctx: ctx, cancel: cancel, stream: stream, needed: make(chan struct{}, 1), result: make(chan bool, 1), progress: time.Now()}
+	ses := &session{Sender: s, ctx: ctx, cancel: cancel, stream: stream, needed: make(chan struct{}, 1), result: make(chan bool, 1)}
 	peer, err := ses.hello()
 	if err != nil {
 		return err
@@ -198,7 +214,6 @@ func (s *Sender) session(parent context.Context) error {
 	if err := ses.start(peer); err != nil {
 		return err
 	}
-	defer ses.reader.Close()
 	var wg sync.WaitGroup
 	run := func(f func() error) {
 		wg.Add(1)
@@ -211,15 +226,15 @@ func (s *Sender) session(parent context.Context) error {
 	}
 	run(ses.receive)
 	run(ses.beat)
-	run(ses.guard)
 	if ses.copying.Load() {
 		run(ses.copy)
 	}
 	err = ses.send()
 	cancel(err)
-	// The copy may be waiting for room in a log that this session holds.
-	ses.reader.Hold(false)
+	// The copy may be waiting for room in a log that is held for this session.
+	s.cfg.Spiller.detach(s.cfg.Peer)
 	wg.Wait()
+	ses.source.Close()
 	if cause := context.Cause(ctx); cause != nil && parent.Err() == nil {
 		return cause
 	}
@@ -290,17 +305,15 @@ func (s *session) streamError(err error) error {
 func (s *session) start(peer *wire.NodeState) error {
 	plan := Decide(peer, s.cfg.History(), s.cfg.Log.Last())
 	if !plan.Copy {
-		r, err := s.cfg.Log.NewReader(plan.From)
+		err := s.attach(plan.From)
 		if err == nil {
-			s.reader = r
-			r.Hold(true)
-			s.log.Info("standby goes on", zap.Uint64("from", plan.From))
+			s.log.Info("standby goes on", zap.Uint64("from", plan.From), zap.Uint64("bytes_behind", s.cfg.Spiller.BytesAfter(plan.From-1)))
 			if err := s.sendDown(&wire.Down{Kind: &wire.Down_Start{Start: &wire.Start{From: plan.From}}}); err != nil {
-				r.Close()
+				s.detach()
 				return err
 			}
 			s.cfg.InSync.Connected(s.cfg.Peer)
-			s.set(func(st *SenderStatus) { st.State, st.Error, st.Trouble = "streaming", "", "" })
+			s.set(func(st *SenderStatus) { st.State, st.Error, st.Trouble = stateStreaming, "", "" })
 			return nil
 		}
 		if !errors.Is(err, oplog.ErrGone) {
@@ -312,11 +325,27 @@ func (s *session) start(peer *wire.NodeState) error {
 	return s.startCopy(plan)
 }
 
+// attach has what comes from lsn on kept and read for this session.
+func (s *session) attach(lsn uint64) error {
+	src, err := s.cfg.Spiller.attach(s.cfg.Peer, lsn, s.cancel)
+	if err != nil {
+		return err
+	}
+	s.source, s.begun = src, lsn
+	return nil
+}
+
+func (s *session) detach() {
+	s.cfg.Spiller.detach(s.cfg.Peer)
+	s.source.Close()
+}
+
 func (s *session) startCopy(plan Plan) error {
 	// It must not count as in sync, even from before, while it has nothing.
 	if err := s.cfg.InSync.Reset(s.cfg.Peer); err != nil {
 		return err
 	}
+	s.cfg.Spiller.forget(s.cfg.Peer)
 	s.copyID = uuid.NewString()
 	s.copying.Store(true)
 	rec := &record.Record{
@@ -327,22 +356,19 @@ func (s *session) startCopy(plan Plan) error {
 	if err != nil {
 		return fmt.Errorf("begin a copy: %w", err)
 	}
-	r, err := s.cfg.Log.NewReader(lsn)
-	if err != nil {
+	if err := s.attach(lsn); err != nil {
 		return fmt.Errorf("begin a copy: %w", err)
 	}
-	r.Hold(true)
-	s.reader = r
 	s.log.Info("standby gets a complete copy", zap.String("reason", plan.Reason), zap.Bool("diverged", plan.Diverged), zap.Uint64("from", lsn))
 	s.set(func(st *SenderStatus) {
-		st.State, st.Error, st.Trouble = "syncing", "", ""
+		st.State, st.Error, st.Trouble = stateSyncing, "", ""
 		st.Copy = &CopyStatus{Started: time.Now()}
 	})
 	err = s.sendDown(&wire.Down{Kind: &wire.Down_Start{Start: &wire.Start{
 		From: lsn, Copy: true, CopyId: s.copyID, Diverged: plan.Diverged, Reason: plan.Reason,
 	}}})
 	if err != nil {
-		r.Close()
+		s.detach()
 	}
 	return err
 }
@@ -357,7 +383,7 @@ func (s *session) sendDown(d *wire.Down) error {
 func (s *session) send() error {
 	buf := make([]byte, 0, batchSize)
 	for {
-		batch, first, last, err := s.reader.Read(s.ctx, buf[:0])
+		batch, first, last, err := s.source.Read(s.ctx, buf[:0])
 		if errors.Is(err, oplog.ErrGone) {
 			return status.Error(codes.Aborted, "the standby was too slow: the log has moved past its position")
 		}
@@ -421,51 +447,18 @@ func (s *session) ack(a *wire.Ack) error {
 		return status.Errorf(codes.InvalidArgument, "impossible acknowledgement %d/%d/%d, the log ends at %d", a.GetReceived(), a.GetApplied(), a.GetDurable(), last)
 	}
 	s.ackMu.Lock()
-	if a.GetReceived() > s.last.Received {
-		s.progress = time.Now()
-	}
 	s.last.Received, s.last.Applied, s.last.Durable = a.GetReceived(), a.GetApplied(), a.GetDurable()
 	s.ackMu.Unlock()
-	s.reader.Release(a.GetReceived())
+	s.cfg.Spiller.ack(s.cfg.Peer, a.GetReceived())
 	if !s.copying.Load() {
 		s.cfg.InSync.Ack(s.cfg.Peer, a.GetReceived(), a.GetApplied(), a.GetDurable())
 	}
 	return nil
 }
 
-// guard lets go of the log when the standby does not move while writers wait
-// for space. It never waits for the stream.
-func (s *session) guard() error {
-	tick := time.NewTicker(standingInterval)
-	defer tick.Stop()
-	for {
-		select {
-		case <-s.ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-		since, blocked := s.cfg.Log.BlockedSince()
-		if !blocked {
-			continue
-		}
-		s.ackMu.Lock()
-		idle := time.Since(s.progress)
-		s.ackMu.Unlock()
-		if idle <= s.cfg.AckTimeout || time.Since(since) <= s.cfg.AckTimeout {
-			continue
-		}
-		const why = "the log is full and the standby makes no progress"
-		if err := s.cfg.InSync.Drop(s.cfg.Peer, why); err != nil {
-			s.log.Error("cannot let go of a standby; writers wait", zap.Error(err))
-			continue
-		}
-		s.reader.Hold(false)
-		return status.Error(codes.Aborted, why)
-	}
-}
-
 // beat tells the standby its standing.
 func (s *session) beat() error {
+	behind := newCatchUp(s)
 	tick := time.NewTicker(standingInterval)
 	defer tick.Stop()
 	for {
@@ -474,6 +467,7 @@ func (s *session) beat() error {
 			return nil
 		case <-tick.C:
 		}
+		behind.look(time.Now())
 		err := s.sendDown(&wire.Down{Kind: &wire.Down_Standing{Standing: &wire.Standing{
 			InSync: s.cfg.InSync.Has(s.cfg.Peer), Appended: s.cfg.Log.Last(),
 		}}})
@@ -529,7 +523,7 @@ func (s *session) copy() error {
 		if st.Copy != nil {
 			files, bytes = st.Copy.Files, st.Copy.Bytes
 		}
-		st.State, st.Copy = "streaming", nil
+		st.State, st.Copy = stateStreaming, nil
 	})
 	s.log.Info("copy complete", zap.Uint64("files", files), zap.Uint64("bytes", bytes), zap.Duration("took", time.Since(begun)))
 	return nil
@@ -585,9 +579,10 @@ func (s *session) awaitResult(walk Walk) (bool, error) {
 func (s *session) throttle(ctx context.Context) error {
 	for ctx.Err() == nil {
 		s.ackMu.Lock()
-		received := s.last.Received
+		// It says nothing while it empties its store.
+		received := max(s.last.Received, s.begun)
 		s.ackMu.Unlock()
-		if received == 0 || s.cfg.Log.BytesAfter(received) < copyWindow {
+		if s.cfg.Log.BytesAfter(received) < copyWindow {
 			return nil
 		}
 		select {

@@ -92,6 +92,18 @@ func printStatus(w io.Writer, st *control.Status) error {
 			return err
 		}
 	}
+	for _, p := range st.Peers {
+		if p.CatchUp != nil {
+			if _, err := fmt.Fprintf(w, "%s is catching up: %s\n", p.Name, catchUpText(p.CatchUp)); err != nil {
+				return err
+			}
+		}
+	}
+	if j := st.Journal; j != nil && j.Active {
+		if _, err := fmt.Fprintf(w, "journal: records %d to %d, %s of %s\n", j.First, j.Last, humanize.IBytes(uint64(j.Bytes)), humanize.IBytes(uint64(j.MaxBytes))); err != nil {
+			return err
+		}
+	}
 	for _, p := range st.Problems {
 		if _, err := fmt.Fprintf(w, "! %s\n", p.What); err != nil {
 			return err
@@ -103,6 +115,15 @@ func printStatus(w io.Writer, st *control.Status) error {
 		}
 	}
 	return nil
+}
+
+func catchUpText(c *control.CatchUp) string {
+	left := "not coming closer"
+	if c.SecondsLeft != nil {
+		left = "about " + (time.Duration(*c.SecondsLeft) * time.Second).String() + " left"
+	}
+	rate := max(0, c.Rate)
+	return fmt.Sprintf("%s to go, %s/s closer, %s", humanize.IBytes(c.Bytes), humanize.IBytes(uint64(rate)), left)
 }
 
 func syncWord(in bool) string {

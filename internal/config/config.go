@@ -142,6 +142,7 @@ type PathRule struct {
 
 // Journal is the log's part on disk.
 type Journal struct {
+	// MaxBytes bounds it; 0 is no journal.
 	MaxBytes ByteSize `yaml:"max_bytes"`
 }
 

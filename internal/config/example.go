@@ -104,9 +104,14 @@ replication:
   # How long to wait for a standby before going on without it.
   #ack_timeout: 3s
 
-  # The log of changes, in shared memory: writers wait when a connected standby
-  # is this far behind; one that was away for longer gets a complete copy.
+  # The log of changes, in shared memory.
   #ring: 64MiB
+
+  # What a standby that is slow or away has not received and the ring cannot hold
+  # goes to state/journal, up to this size: then it catches up record by record.
+  # One that falls further behind gets a complete copy. At least twice the ring;
+  # 0: no journal, and writers wait for a connected standby.
+  #journal: {max_bytes: 8GiB}
 
   # How long a planned stop waits for the standby to catch up.
   #drain_timeout: 10s

@@ -34,7 +34,7 @@ func (c *Config) Unsupported() []error {
 	if r.OnStandbyLoss == LossBlock {
 		add("replication.on_standby_loss", "replication.on_standby_loss block is not supported by this version: set `on_standby_loss: degrade`")
 	}
-	for _, key := range []string{"max_lag_bytes", "journal"} {
+	for _, key := range []string{"max_lag_bytes"} {
 		if path := "replication." + key; c.src.has(path) {
 			add(path, "%s"+remove+"; `replication.ring` bounds how far a standby may be behind", path)
 		}

@@ -242,13 +242,21 @@ func (c *Config) validateReplication() {
 	}{
 		{"replication.max_lag_bytes", r.MaxLagBytes, 1},
 		{"replication.ring", r.Ring, 64 << 10},
-		{"replication.journal.max_bytes", r.Journal.MaxBytes, 1},
 	} {
 		if p.value < p.min {
 			c.bad(p.key, "%s %s is too small: it must be at least %s", p.key, p.value, p.min)
 		}
 	}
+	// A journal that is not larger than what is in memory anyway only costs.
+	const key = "replication.journal.max_bytes"
+	if smallest := max(minJournal, 2*r.Ring); r.Journal.MaxBytes != 0 && r.Journal.MaxBytes < smallest {
+		c.badAt([]string{key, "replication.ring"}, "%s %s is too small: it must be at least twice replication.ring and %s, here %s; 0 switches the journal off",
+			key, r.Journal.MaxBytes, minJournal, smallest)
+	}
 }
+
+// minJournal is the smallest journal that can be had.
+const minJournal ByteSize = 16 << 20
 
 func (c *Config) checkPattern(at, pattern string) {
 	p := strings.TrimSuffix(pattern, "/")

@@ -34,7 +34,8 @@ type Peer struct {
 	Address string `json:"address"`
 	// Role is "primary", "standby", "witness" or "unknown".
 	Role string `json:"role"`
-	// State is "streaming", "syncing", "connecting", "unreachable" or "refused".
+	// State is "streaming", "catching up", "syncing", "connecting", "unreachable"
+	// or "refused".
 	State  string `json:"state"`
 	InSync bool   `json:"in_sync"`
 	LSN    LSNs   `json:"lsn"`
@@ -42,6 +43,35 @@ type Peer struct {
 	// LastContact is when the peer last said anything; zero for never.
 	LastContact time.Time `json:"last_contact"`
 	Error       string    `json:"error,omitempty"`
+	// CatchUp is set while State is "catching up".
+	CatchUp *CatchUp `json:"catch_up,omitempty"`
+}
+
+// CatchUp is how a standby that is far behind comes closer, record by record.
+type CatchUp struct {
+	Started time.Time `json:"started"`
+	// Bytes is the size of the records that it has not applied yet.
+	Bytes uint64 `json:"bytes"`
+	// Rate is by how many bytes a second that shrinks: what it applies less
+	// what is written meanwhile.
+	Rate float64 `json:"bytes_per_second"`
+	// SecondsLeft is the time until it is there if the rate stays so; not set
+	// while it does not come closer.
+	SecondsLeft *float64 `json:"seconds_left,omitempty"`
+}
+
+// Journal is a primary's log on disk, for standbys that are further behind
+// than the ring in memory reaches.
+type Journal struct {
+	// Active says that a standby needs it now.
+	Active   bool  `json:"active"`
+	Bytes    int64 `json:"bytes"`
+	MaxBytes int64 `json:"max_bytes"`
+	// First and Last are the LSNs of what it holds, 0 for nothing.
+	First uint64 `json:"first"`
+	Last  uint64 `json:"last"`
+	// Error says why it cannot be used now.
+	Error string `json:"error,omitempty"`
 }
 
 // Sync is the progress of a complete copy, as the standby or its primary sees it.
@@ -90,6 +120,8 @@ type Status struct {
 	InSync  bool    `json:"in_sync"`
 	Peers   []Peer  `json:"peers"`
 	Sync    *Sync   `json:"sync,omitempty"`
+	// Journal is set on a primary that has one.
+	Journal *Journal `json:"journal,omitempty"`
 	History []Epoch `json:"history"`
 	// Requests counts what the kernel has sent to the mount since it was made,
 	// by FUSE opcode.

@@ -13,11 +13,6 @@ import (
 	"github.com/replfs/replfs/replicate/apply"
 )
 
-// ringPath is where a node's log is.
-func ringPath(v *config.NodeView) string {
-	return filepath.Join(filepath.Dir(v.Control), fmt.Sprintf("%s-%s.ring", v.Cluster, v.Name))
-}
-
 // Distrust says that the store may have been changed by others than this node,
 // whose daemon must not run: when it was primary, its standbys get a complete
 // copy, and when it was a standby, it gets one itself. A node that has never
@@ -38,7 +33,7 @@ func Distrust(v *config.NodeView, reason string, log *zap.Logger) (err error) {
 	if err := state.Update(func(s *election.State) { s.Clean = false }); err != nil {
 		return err
 	}
-	if err := os.Remove(ringPath(v)); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := os.Remove(RingPath(v)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove the log: %w", err)
 	}
 	a, err := apply.Open(apply.Config{Store: v.Store, StateFile: filepath.Join(v.State, "applied.state"), Log: log})

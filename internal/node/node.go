@@ -54,6 +54,7 @@ type Node struct {
 	mu       sync.Mutex
 	role     wire.Role
 	senders  []*sender
+	spiller  *replicate.Spiller // while this node is primary
 	suspect  string
 	notice   string // what an administrator should know about the last role change
 	unclean  bool
@@ -149,7 +150,7 @@ func (n *Node) open() (oplog.Recovered, error) {
 	if n.state, err = election.OpenStore(v.State, v.Cluster, v.Name); err != nil {
 		return none, err
 	}
-	ring := ringPath(v)
+	ring := RingPath(v)
 	var recovered oplog.Recovered
 	n.oplog, recovered, err = oplog.Open(ring, oplog.Options{Size: int64(n.cfg.Replication.Ring)})
 	if err != nil {
@@ -222,6 +223,7 @@ func (n *Node) close() error {
 	if n.fs != nil {
 		errs = append(errs, n.fs.Close())
 	}
+	n.endSpiller((*replicate.Spiller).Close)
 	errs = append(errs, n.latency.Close())
 	if n.oplog != nil {
 		errs = append(errs, n.oplog.Close())
@@ -261,6 +263,7 @@ func (n *Node) stop() error {
 	n.mount = nil
 	err := n.syncStore()
 	if err == nil {
+		n.parkJournal()
 		last := n.oplog.Last()
 		err = n.state.Update(func(s *election.State) { s.Clean, s.CleanLSN = true, last })
 	}

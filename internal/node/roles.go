@@ -105,6 +105,7 @@ func (n *Node) must(err error) {
 func (n *Node) becomePrimary(epoch uint64, inSync []string, intents []record.Record) error {
 	begun := time.Now()
 	begin := n.oplog.Next()
+	before := n.state.Get()
 	err := n.state.Update(func(s *election.State) {
 		if s.ClusterID == "" {
 			s.ClusterID = uuid.NewString()
@@ -114,6 +115,9 @@ func (n *Node) becomePrimary(epoch uint64, inSync []string, intents []record.Rec
 		s.InSync, s.Floor = inSync, begin+floorStep
 	})
 	if err != nil {
+		return err
+	}
+	if err := n.startSpiller(toHistory(before.History), !before.Joined() || n.unclean); err != nil {
 		return err
 	}
 	n.oplog.SetEpoch(epoch)
@@ -147,6 +151,7 @@ func (n *Node) startStandby() error {
 	}); err != nil {
 		return err
 	}
+	n.removeJournal()
 	if n.resumed {
 		n.resumed = false
 		n.fs.SetReadOnly()
@@ -175,6 +180,7 @@ func (n *Node) stepDown() error {
 	// Senders go first: a mutation may be waiting for them to make room.
 	n.insync.Stop()
 	n.stopSenders()
+	n.endSpiller((*replicate.Spiller).Drop)
 	n.fs.SetReadOnly()
 	n.setRole(wire.Role_ROLE_STARTING)
 	if err := n.takePosition(); err != nil {
@@ -210,10 +216,10 @@ func (n *Node) startSenders() {
 		s := &sender{peer: p, cancel: cancel, done: make(chan struct{})}
 		s.Sender = replicate.NewSender(replicate.SenderConfig{
 			Peer: p.Name, Dial: func() (*grpc.ClientConn, error) { return n.dial(p) },
-			Log: n.oplog, Self: n.self, InSync: n.insync,
+			Log: n.oplog, Self: n.self, InSync: n.insync, Spiller: n.spiller,
 			History: func() replicate.History { return toHistory(n.state.Get().History) },
 			NewWalk: n.newWalk, Unclean: n.unclean, Superseded: n.superseded,
-			AckTimeout: n.cfg.Replication.AckTimeout.Std(), Logger: n.log,
+			Logger: n.log,
 		})
 		n.senders = append(n.senders, s)
 		go func() {

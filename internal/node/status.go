@@ -21,6 +21,7 @@ func (n *Node) status() *control.Status {
 	n.mu.Lock()
 	role, suspect, notice := n.role, n.suspect, n.notice
 	senders := append([]*sender(nil), n.senders...)
+	spiller := n.spiller
 	n.mu.Unlock()
 	out := &control.Status{
 		Version: version.Get().Version, Cluster: n.view.Cluster, ClusterID: st.ClusterID, Node: n.view.Name,
@@ -47,7 +48,8 @@ func (n *Node) status() *control.Status {
 	}
 	switch role {
 	case wire.Role_ROLE_PRIMARY:
-		n.primaryStatus(out, senders)
+		n.primaryStatus(out, senders, spiller)
+		n.journalStatus(out, spiller)
 	case wire.Role_ROLE_STANDBY:
 		n.standbyStatus(out)
 	}
@@ -57,7 +59,11 @@ func (n *Node) status() *control.Status {
 	return out
 }
 
-func (n *Node) primaryStatus(out *control.Status, senders []*sender) {
+func (n *Node) primaryStatus(out *control.Status, senders []*sender, spiller *replicate.Spiller) {
+	var kept kept = n.oplog
+	if spiller != nil {
+		kept = spiller
+	}
 	last := n.oplog.Last()
 	out.Role, out.Primary, out.InSync = "primary", n.view.Name, true
 	out.LSN = control.LSNs{Appended: last, Received: last, Applied: last, Durable: last}
@@ -65,7 +71,7 @@ func (n *Node) primaryStatus(out *control.Status, senders []*sender) {
 		ss := s.Status()
 		p := control.Peer{
 			Name: s.peer.Name, Address: s.peer.Address, Role: "standby", State: ss.State,
-			InSync: n.insync.Has(s.peer.Name), LastContact: ss.LastContact, Error: ss.Error,
+			InSync: n.insync.Has(s.peer.Name), LastContact: ss.LastContact, Error: ss.Error, CatchUp: catchUp(ss.CatchUp),
 		}
 		if ss.LastContact.IsZero() {
 			p.Role = "unknown"
@@ -73,7 +79,7 @@ func (n *Node) primaryStatus(out *control.Status, senders []*sender) {
 		received, applied, durable := n.insync.Progress(s.peer.Name)
 		p.LSN = control.LSNs{Appended: last, Sent: ss.Sent, Received: received, Applied: applied, Durable: durable}
 		if applied > 0 {
-			p.Lag = n.lag(applied, last)
+			p.Lag = lag(kept, applied, last)
 		}
 		if ss.Copy != nil {
 			out.Sync = &control.Sync{Node: s.peer.Name, Started: ss.Copy.Started, Files: ss.Copy.Files, Bytes: ss.Copy.Bytes}
@@ -94,6 +100,11 @@ func (n *Node) peerProblem(out *control.Status, p *control.Peer) {
 			What: fmt.Sprintf("%s is receiving a complete copy: it cannot take over yet", p.Name),
 			Do:   "wait; `replfs status` shows the progress",
 		})
+	case p.State == "catching up":
+		out.Problems = append(out.Problems, control.Problem{
+			What: fmt.Sprintf("%s is catching up, record by record: it can take over, without what it does not have yet", p.Name),
+			Do:   "wait; `replfs status` shows the progress",
+		})
 	case p.Error != "":
 		out.Problems = append(out.Problems, control.Problem{
 			What: fmt.Sprintf("%s: %s", p.Name, p.Error),
@@ -107,12 +118,18 @@ func (n *Node) peerProblem(out *control.Status, p *control.Peer) {
 	}
 }
 
-func (n *Node) lag(applied, last uint64) control.Lag {
+// kept is what knows size and age of records that are not applied yet.
+type kept interface {
+	BytesAfter(lsn uint64) uint64
+	TimeOf(lsn uint64) (time.Time, bool)
+}
+
+func lag(log kept, applied, last uint64) control.Lag {
 	if applied >= last {
 		return control.Lag{}
 	}
-	lag := control.Lag{Records: last - applied, Bytes: n.oplog.BytesAfter(applied)}
-	if t, ok := n.oplog.TimeOf(applied + 1); ok {
+	lag := control.Lag{Records: last - applied, Bytes: log.BytesAfter(applied)}
+	if t, ok := log.TimeOf(applied + 1); ok {
 		lag.Seconds = max(0, time.Since(t).Seconds())
 	}
 	return lag
@@ -124,7 +141,7 @@ func (n *Node) standbyStatus(out *control.Status) {
 	appended := max(sb.Appended, last)
 	out.Role, out.Primary, out.InSync = "standby", sb.Primary, sb.InSync
 	out.LSN = control.LSNs{Appended: appended, Sent: appended, Received: max(last, sb.Applied), Applied: sb.Applied, Durable: sb.Durable}
-	out.Lag = n.lag(sb.Applied, last)
+	out.Lag = lag(n.oplog, sb.Applied, last)
 	out.Lag.Records = appended - min(appended, sb.Applied)
 	for _, p := range n.view.Peers() {
 		peer := control.Peer{Name: p.Name, Address: p.Address, Role: "unknown", State: "unreachable"}

@@ -212,6 +212,9 @@ func (l *Log) publish(n, last, lastEpoch uint64) {
 	if len(l.queue) > 0 {
 		l.wakeAppender()
 	}
+	if l.head > l.alarmAt {
+		l.ring()
+	}
 }
 
 // waiter is an append that waits for room.
@@ -236,6 +239,7 @@ func (l *Log) acquire(ctx context.Context, n uint64) error {
 	}
 	w := &waiter{ready: make(chan struct{}, 1), since: l.clock()}
 	l.queue = append(l.queue, w)
+	l.ring()
 	for {
 		var err error
 		switch {
@@ -326,6 +330,11 @@ func (l *Log) keep() uint64 {
 		// One that was overrun has nothing left to hold.
 		if r.hold && !r.gone && r.next >= first {
 			keep = min(keep, r.released+1)
+		}
+	}
+	for _, h := range l.holds {
+		if h.from >= first {
+			keep = min(keep, h.from)
 		}
 	}
 	return keep

@@ -86,6 +86,9 @@ type Log struct {
 	readers    []*Reader
 	sleepers   int       // readers that wait for a record
 	queue      []*waiter // appends that wait for room, oldest first
+	holds      []*Hold
+	alarmAt    uint64 // the head at which alarm is signalled
+	alarm      chan<- struct{}
 
 	slots slots
 }
@@ -176,6 +179,9 @@ func (l *Log) Reset(next uint64) error {
 		for _, r := range l.readers {
 			r.gone = true
 		}
+		for _, h := range l.holds {
+			h.from = none
+		}
 		// resetTo makes the change atomic: recovery does it again.
 		l.m.resetTo.Store(next)
 		l.applyReset(next)
@@ -221,6 +227,11 @@ func (l *Log) TruncateAfter(lsn uint64) error {
 		for _, r := range l.readers {
 			r.gone = r.gone || r.off > head
 			r.released = min(r.released, lsn)
+		}
+		for _, h := range l.holds {
+			if h.from != none {
+				h.from = min(h.from, lsn+1)
+			}
 		}
 		l.head = head
 		l.m.head.Store(head)
@@ -290,7 +301,8 @@ func (l *Log) Close() error {
 	return l.slots.close()
 }
 
-func machineBootID() (string, error) {
+// MachineBootID is the kernel's name for this boot of the machine.
+func MachineBootID() (string, error) {
 	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return "", fmt.Errorf("reading the boot id: %w", err)

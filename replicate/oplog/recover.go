@@ -26,7 +26,7 @@ func Open(path string, o Options) (*Log, Recovered, error) {
 	}
 	if o.BootID == "" {
 		var err error
-		if o.BootID, err = machineBootID(); err != nil {
+		if o.BootID, err = MachineBootID(); err != nil {
 			return nil, Recovered{}, err
 		}
 	}
@@ -38,7 +38,7 @@ func Open(path string, o Options) (*Log, Recovered, error) {
 	if err != nil {
 		return nil, Recovered{}, err
 	}
-	l := &Log{clock: o.Clock, m: m, index: newIndex(size)}
+	l := &Log{clock: o.Clock, m: m, index: newIndex(size), alarmAt: none}
 	l.idle = sync.NewCond(&l.mu)
 	if reason == "" {
 		if err := l.load(o.BootID); err != nil {

@@ -20,7 +20,7 @@ func TestClusterConfig(t *testing.T) {
 		"loopback": {},
 		"namespaces": {
 			Namespaces: true, Durability: "sync", AckTimeout: 7 * time.Second,
-			Replication: map[string]any{"on_standby_loss": "block", "journal": map[string]any{"max_bytes": "1MiB"}},
+			Replication: map[string]any{"on_standby_loss": "block", "journal": map[string]any{"max_bytes": "1GiB"}},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
