@@ -50,6 +50,21 @@ func newCatchUp(s *session) *catchUp {
 	return &catchUp{s: s, enter: size / 4, leave: size / 16}
 }
 
+// measure looks how far the standby is behind. It never waits for the stream.
+func (s *session) measure() error {
+	c := newCatchUp(s)
+	tick := time.NewTicker(standingInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-s.ctx.Done():
+			return nil
+		case now := <-tick.C:
+			c.look(now)
+		}
+	}
+}
+
 // look measures, and sets the sender's state.
 func (c *catchUp) look(now time.Time) {
 	s := c.s

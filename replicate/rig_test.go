@@ -275,9 +275,11 @@ type pair struct {
 	unclean bool
 	dialing []grpc.DialOption
 	stop    func()
+	cancel  func() // ends the sender
 
 	mu         sync.Mutex
 	stored     []string
+	refuse     error // what writing the set fails with
 	superseded []uint64
 }
 
@@ -299,6 +301,9 @@ func newPair(t *testing.T) *pair {
 func (c *pair) persist(set []string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.refuse != nil {
+		return c.refuse
+	}
 	c.stored = slices.Clone(set)
 	return nil
 }
@@ -334,6 +339,10 @@ func (c *pair) run() {
 		defer close(done)
 		c.sender.Run(ctx)
 	}()
+	c.cancel = func() {
+		cancel()
+		<-done
+	}
 	c.stop = sync.OnceFunc(func() {
 		cancel()
 		c.inSync.Stop()
@@ -345,6 +354,16 @@ func (c *pair) run() {
 		spiller.Close()
 	})
 	c.t.Cleanup(c.stop)
+}
+
+// park ends the term as a primary does that stops in an orderly way.
+func (c *pair) park() {
+	c.t.Helper()
+	c.inSync.Stop()
+	c.cancel()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	c.spiller.Park(ctx)
 }
 
 // caughtUp waits until the standby has applied all.

@@ -226,6 +226,7 @@ func (s *Sender) session(parent context.Context) error {
 	}
 	run(ses.receive)
 	run(ses.beat)
+	run(ses.measure)
 	if ses.copying.Load() {
 		run(ses.copy)
 	}
@@ -458,7 +459,6 @@ func (s *session) ack(a *wire.Ack) error {
 
 // beat tells the standby its standing.
 func (s *session) beat() error {
-	behind := newCatchUp(s)
 	tick := time.NewTicker(standingInterval)
 	defer tick.Stop()
 	for {
@@ -467,7 +467,6 @@ func (s *session) beat() error {
 			return nil
 		case <-tick.C:
 		}
-		behind.look(time.Now())
 		err := s.sendDown(&wire.Down{Kind: &wire.Down_Standing{Standing: &wire.Standing{
 			InSync: s.cfg.InSync.Has(s.cfg.Peer), Appended: s.cfg.Log.Last(),
 		}}})

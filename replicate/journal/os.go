@@ -38,6 +38,9 @@ type File interface {
 
 type realOS struct{}
 
+// System is the real operating system.
+func System() OS { return realOS{} }
+
 func (realOS) Create(path string) (File, error) {
 	return openFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL)
 }
