@@ -94,9 +94,6 @@ func (r *source) fromJournal(buf []byte) (batch []byte, first, last uint64, err 
 	return batch, first, last, err
 }
 
-// onDisk reports whether what comes next has left the ring.
-func (r *source) onDisk(next uint64) bool { return next < r.log.First() }
-
 // Close ends the source. No Read is under way.
 func (r *source) Close() {
 	r.closeRing()

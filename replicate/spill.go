@@ -39,14 +39,13 @@ func (s *Spiller) run() {
 func (s *Spiller) step() bool {
 	s.mu.Lock()
 	if s.pending != nil {
-		if s.lose(s.pending); s.pending != nil {
-			s.mu.Unlock()
-			return false
-		}
+		s.settle()
 	}
 	work := s.next()
 	if work == nil {
-		s.arm()
+		if s.pending == nil {
+			s.arm()
+		}
 		s.mu.Unlock()
 		return false
 	}
@@ -64,7 +63,7 @@ func (s *Spiller) step() bool {
 		return true
 	case err != nil:
 		s.lose(err)
-		return s.pending == nil
+		return true
 	}
 	s.moveHold()
 	return true
@@ -82,11 +81,13 @@ func (s *Spiller) next() func(*journal.Journal) error {
 			s.removed(orphan)
 			return nil
 		}
-	case s.j == nil:
+	case s.j == nil && s.pending == nil:
 		if time.Now().Before(s.retry) {
 			return nil
 		}
 		return s.reopen
+	case s.j == nil:
+		return nil
 	}
 	need := s.need()
 	if s.active && (need == 0 || need > s.j.Last()) {
@@ -96,6 +97,9 @@ func (s *Spiller) next() func(*journal.Journal) error {
 	}
 	if !s.active && !s.j.Empty() {
 		return (*journal.Journal).Drop
+	}
+	if s.pending != nil {
+		return nil
 	}
 	from, behind := need, s.cfg.Log.Size()/2
 	if s.active {
@@ -316,7 +320,7 @@ func (s *Spiller) Status() SpillStatus {
 		st.Bytes, st.First, st.Last = s.j.Size(), s.j.First(), s.j.Last()
 	}
 	for _, p := range s.peers {
-		if p.need == 0 {
+		if p.need == 0 || p.losing {
 			st.Lost = s.loss
 		}
 	}

@@ -72,7 +72,8 @@ type Spiller struct {
 	retry   time.Time
 	// orphans are journals that failed, for the goroutine to remove.
 	orphans []*journal.Journal
-	// pending is a loss that could not be noted in the in-sync set yet.
+	// pending is why standbys are losing their places, until the in-sync set
+	// says so.
 	pending error
 	// loss says why standbys lost their places; it is forgotten when all have
 	// one again.
@@ -89,6 +90,7 @@ type peerPlace struct {
 	// need is the first record it has not acknowledged; 0: it has no place.
 	need      uint64
 	heard     bool // in this term
+	losing    bool // counts for nothing; see settle
 	connected bool
 	progress  time.Time
 	cancel    func(error)
@@ -198,11 +200,14 @@ func (s *Spiller) failed(err error) {
 		s.orphans = append(s.orphans, s.j)
 	}
 	s.j, s.active, s.gen = nil, false, s.gen+1
+	news := s.failure != err.Error()
 	s.failure, s.retry = err.Error(), time.Now().Add(retryJournal)
-	s.log.Error("the journal cannot be used: a standby that falls behind the ring gets a complete copy",
-		zap.String("dir", s.cfg.Dir), zap.Error(err))
+	if news {
+		s.log.Error("the journal cannot be used: a standby that falls behind the ring gets a complete copy",
+			zap.String("dir", s.cfg.Dir), zap.Error(err))
+	}
 	for _, p := range s.peers {
-		if !p.connected {
+		if !p.connected && !p.losing {
 			p.need = 0 // it may go on from the ring, but makes nobody wait
 		}
 	}
@@ -213,7 +218,7 @@ func (s *Spiller) failed(err error) {
 func (s *Spiller) need() uint64 {
 	need := uint64(0)
 	for _, p := range s.peers {
-		if p.need != 0 && (need == 0 || p.need < need) {
+		if p.need != 0 && !p.losing && (need == 0 || p.need < need) {
 			need = p.need
 		}
 	}
@@ -232,6 +237,9 @@ func (s *Spiller) held() uint64 {
 
 // moveHold makes the ring keep what it must. The lock is held.
 func (s *Spiller) moveHold() {
+	if s.pending != nil && !s.ended {
+		return
+	}
 	from := s.held()
 	if from == 0 || s.ended {
 		s.hold.Release()
@@ -258,8 +266,11 @@ func (s *Spiller) signal() {
 func (s *Spiller) attach(peer string, from uint64, cancel func(error)) (*source, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.ended {
+	switch {
+	case s.ended:
 		return nil, ErrNotPrimary
+	case s.pending != nil:
+		return nil, status.Error(codes.Unavailable, "places in the log are being given up: "+s.pending.Error())
 	}
 	if !s.active || from < s.j.First() || from > s.j.Last() {
 		if held := s.held(); held == 0 || from < held {
@@ -299,7 +310,7 @@ func (s *Spiller) detach(peer string) {
 		return
 	}
 	p.connected, p.cancel = false, nil
-	if s.j == nil {
+	if s.j == nil && !p.losing {
 		p.need = 0
 	}
 	s.moveHold()
@@ -309,7 +320,7 @@ func (s *Spiller) detach(peer string) {
 func (s *Spiller) forget(peer string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if p := s.peers[peer]; p != nil {
+	if p := s.peers[peer]; p != nil && !p.losing {
 		p.need, p.heard = 0, true
 		s.moveHold()
 		s.signal()
@@ -321,7 +332,7 @@ func (s *Spiller) ack(peer string, lsn uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p := s.peers[peer]
-	if p == nil || p.need == 0 || lsn < p.need {
+	if p == nil || p.need == 0 || p.losing || lsn < p.need {
 		return
 	}
 	p.need, p.progress = lsn+1, time.Now()
@@ -334,33 +345,43 @@ func (s *Spiller) ack(peer string, lsn uint64) {
 }
 
 // lose gives up what the journal holds, and the journal itself unless it is
-// only full or damaged. Standbys whose place is not in the ring lose it; each
-// leaves the in-sync set first, and while that cannot be written nothing
-// changes and writers wait. The lock is held.
+// only full or damaged. Standbys whose place is not in the ring lose it. The
+// lock is held.
 func (s *Spiller) lose(why error) {
-	s.pending = nil
 	first := s.cfg.Log.First()
 	full := errors.Is(why, journal.ErrFull)
 	if full {
 		first = max(first, s.need()+1) // somebody has to give way
 	}
-	var losers []string
-	for name, p := range s.peers {
-		if p.need == 0 || p.need >= first {
-			continue
-		}
-		if err := s.cfg.InSync.Drop(name, "its place in the log is lost: "+why.Error()); err != nil {
-			s.log.Error("cannot let go of a standby; writers wait", zap.String("peer", name), zap.Error(err))
-			s.pending = why
-			return
-		}
-		losers = append(losers, name)
+	for _, p := range s.peers {
+		p.losing = p.losing || p.need != 0 && p.need < first
 	}
+	s.pending = why
 	s.void()
 	var damage *journal.DamageError
 	if !full && !errors.As(why, &damage) {
 		s.failed(why)
 	}
+	s.settle()
+}
+
+// settle takes those who lose their places out of the in-sync set, then lets
+// the ring go on. While the set cannot be written, writers wait; the journal
+// is given back nevertheless, as it may be what fills the disk. The lock is held.
+func (s *Spiller) settle() {
+	why := s.pending
+	var losers []string
+	for name, p := range s.peers {
+		if !p.losing {
+			continue
+		}
+		if err := s.cfg.InSync.Drop(name, "its place in the log is lost: "+why.Error()); err != nil {
+			s.log.Error("cannot let go of a standby; writers wait", zap.String("peer", name), zap.Error(err))
+			return
+		}
+		losers = append(losers, name)
+	}
+	s.pending = nil
 	for _, name := range losers {
 		s.dismiss(s.peers[name], why)
 	}
@@ -372,7 +393,7 @@ func (s *Spiller) lose(why error) {
 }
 
 func (s *Spiller) dismiss(p *peerPlace, why error) {
-	p.need = 0
+	p.need, p.losing = 0, false
 	if p.cancel != nil {
 		p.cancel(status.Error(codes.Aborted, "its place in the log is lost: "+why.Error()))
 	}
@@ -411,7 +432,7 @@ func (s *Spiller) watch() {
 func (s *Spiller) guard(waited time.Duration) {
 	last := s.cfg.Log.Last()
 	for name, p := range s.peers {
-		if p.need == 0 || p.need > last || min(waited, time.Since(p.progress)) <= s.cfg.AckTimeout {
+		if p.need == 0 || p.losing || p.need > last || min(waited, time.Since(p.progress)) <= s.cfg.AckTimeout {
 			continue
 		}
 		why := errors.New("the log is full and the standby makes no progress")
