@@ -113,8 +113,10 @@ func TestStandbyCatchesUpRecordByRecord(t *testing.T) {
 	before := rss(t, c, one)
 	away(t, ctx, c, 100, 2000) // 128 MiB
 	spilled(t, ctx, c)
-	if after := rss(t, c, one); after > before+64<<10 {
-		t.Errorf("the daemon's memory went from %d to %d KiB", before, after)
+	after := rss(t, c, one)
+	t.Logf("the daemon's memory went from %d to %d KiB", before, after)
+	if after > before+64<<10 {
+		t.Error("that is more than it may")
 	}
 	st, err := status(ctx, c, one)
 	must(t, err)
