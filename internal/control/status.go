@@ -117,12 +117,12 @@ type Status struct {
 	Lag        Lag       `json:"lag"`
 	// InSync: on a standby, whether the primary counts on it (as last told);
 	// on a primary, always true.
-	InSync  bool    `json:"in_sync"`
-	Peers   []Peer  `json:"peers"`
-	Sync    *Sync   `json:"sync,omitempty"`
+	InSync bool   `json:"in_sync"`
+	Peers  []Peer `json:"peers"`
+	Sync   *Sync  `json:"sync,omitempty"`
 	// Journal is set on a primary that has one.
 	Journal *Journal `json:"journal,omitempty"`
-	History []Epoch `json:"history"`
+	History []Epoch  `json:"history"`
 	// Requests counts what the kernel has sent to the mount since it was made,
 	// by FUSE opcode.
 	Requests map[string]uint64 `json:"requests"`

@@ -80,6 +80,10 @@ type Options struct {
 	MaxBytes int64
 	// OS is the operating system; nil is the real one.
 	OS OS
+
+	// segment is the size of a segment if a test wants another; then MaxBytes
+	// may be any.
+	segment int64
 }
 
 // Journal is an open journal. Append, TrimBefore, Drop, Seal and Close are
@@ -119,7 +123,7 @@ type place struct {
 }
 
 func newJournal(dir string, o Options) (*Journal, error) {
-	if o.MaxBytes < MinBytes {
+	if o.MaxBytes < MinBytes && o.segment == 0 {
 		return nil, fmt.Errorf("a journal of %d bytes: it needs at least %d", o.MaxBytes, MinBytes)
 	}
 	if len(o.BootID) == 0 || len(o.BootID) > idSize || len(o.Cluster) > idSize {
@@ -130,6 +134,9 @@ func newJournal(dir string, o Options) (*Journal, error) {
 		j.os = realOS{}
 	}
 	j.segmentSize = min(max(o.MaxBytes/128, minSegment), maxSegment)
+	if o.segment > 0 {
+		j.segmentSize = o.segment
+	}
 	return j, nil
 }
 

@@ -432,7 +432,7 @@ func TestForeignFilesAreLeftAlone(t *testing.T) {
 // an error is said, and what the next life finds is a part of what was
 // appended.
 func TestEveryCallFails(t *testing.T) {
-	const size = 300 << 10
+	const size = 3 << 10
 	life := func(dir string, o Options) (appended uint64, err error) {
 		for _, n := range []uint64{20, 40} {
 			j, rec, err := Open(dir, o)
@@ -465,7 +465,7 @@ func TestEveryCallFails(t *testing.T) {
 	}
 	faulty := newFaultyOS()
 	o := options()
-	o.OS = faulty
+	o.OS, o.segment = faulty, 14*size
 	if n, err := life(t.TempDir(), o); err != nil || n != 40 {
 		t.Fatalf("%d, %v", n, err)
 	}
@@ -489,6 +489,7 @@ func TestEveryCallFails(t *testing.T) {
 			t.Errorf("%v at call %d (%s): %v", errno, i, call, err)
 		}
 		next := options()
+		next.segment = o.segment
 		if i > len(calls)/2 {
 			next.BootID += "+"
 		}

@@ -9,6 +9,9 @@ import (
 	"testing"
 )
 
+// modelBytes bounds the journal, in eight segments.
+const modelBytes = 1 << 20
+
 // model is what a journal should hold: the records from first on.
 type model struct {
 	first   uint64
@@ -21,7 +24,7 @@ func (m *model) last() uint64 { return m.first + uint64(len(m.records)) - 1 }
 // to some other.
 func (m *model) holds(t *testing.T, j *Journal, first, last uint64) {
 	t.Helper()
-	got, err := readAll(j, first, 100+int(first%7)*50<<10)
+	got, err := readAll(j, first, 100+int(first%7)*5<<10)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,7 +52,7 @@ func TestModel(t *testing.T) {
 func walkModel(t *testing.T, rng *rand.Rand) {
 	dir, boot := t.TempDir(), 1
 	o := options()
-	o.MaxBytes = MinBytes
+	o.MaxBytes, o.segment = modelBytes, modelBytes/8
 	m := &model{first: 1}
 	j, _ := open(t, dir, o)
 	reopen := func() Recovered {
@@ -85,12 +88,12 @@ func walkModel(t *testing.T, rng *rand.Rand) {
 			var add [][]byte
 			first := m.last() + 1
 			for range 1 + rng.IntN(6) {
-				b := encoded(first+uint64(len(add)), uint64(boot), 1+rng.IntN(120<<10))
+				b := encoded(first+uint64(len(add)), uint64(boot), 1+rng.IntN(12<<10))
 				add, batch = append(add, b), append(batch, b...)
 			}
 			err := j.Append(batch, first, first+uint64(len(add))-1)
 			if errors.Is(err, ErrFull) {
-				if j.Size()+int64(len(batch)) < MinBytes-headerSize {
+				if j.Size()+int64(len(batch)) < modelBytes-headerSize {
 					t.Fatalf("full with %d bytes", j.Size())
 				}
 				if len(m.records) > 1 {
@@ -178,7 +181,7 @@ func walkModel(t *testing.T, rng *rand.Rand) {
 			if len(m.records) == 0 {
 				break
 			}
-			got, err := readAll(j, m.first, 200<<10)
+			got, err := readAll(j, m.first, 20<<10)
 			var damage *DamageError
 			if err != nil && !errors.As(err, &damage) {
 				t.Fatal(err)
