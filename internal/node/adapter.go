@@ -2,8 +2,11 @@ package node
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/replfs/replfs/fs"
+	"github.com/replfs/replfs/internal/config"
+	"github.com/replfs/replfs/internal/exclude"
 	"github.com/replfs/replfs/replicate"
 	"github.com/replfs/replfs/replicate/oplog"
 	"github.com/replfs/replfs/replicate/record"
@@ -23,6 +26,44 @@ func (a logAdapter) Append(r *record.Record, data []byte, in fs.Intent) (uint64,
 }
 
 func (a logAdapter) WaitDurable(lsn uint64) error { return a.insync.WaitDurable(lsn) }
+
+func (a logAdapter) WaitReceived(lsn uint64) error {
+	return a.insync.Wait(context.Background(), replicate.Received, lsn)
+}
+
+func (a logAdapter) WaitApplied() error {
+	return a.insync.Wait(context.Background(), replicate.Applied, a.log.Last())
+}
+
+// durabilities are the config's as fs wants them.
+func durabilities(r *config.Replication) (fs.Durability, []fs.PathDurability, error) {
+	modes := map[config.Durability]fs.Durability{
+		config.DurabilityAsync: fs.Async, config.DurabilityReceived: fs.Received,
+		config.DurabilityFsync: fs.Fsync, config.DurabilitySync: fs.Sync,
+	}
+	var paths []fs.PathDurability
+	for _, rule := range r.Paths {
+		// What a pattern means is the same here as in replication.exclude.
+		set, err := exclude.New([]string{rule.Match})
+		if err != nil {
+			return 0, nil, fmt.Errorf("replication.paths: %w", err)
+		}
+		all := rule.Match == "**" || rule.Match == "**/"
+		paths = append(paths, fs.PathDurability{
+			Match:      func(path string) bool { return all || set.Excluded(path) },
+			Durability: modes[rule.Durability],
+		})
+	}
+	return modes[r.Durability], paths, nil
+}
+
+// minInSync is how many standbys nothing is acknowledged without.
+func minInSync(r *config.Replication) int {
+	if r.OnStandbyLoss == config.LossBlock {
+		return r.MinInSync
+	}
+	return 0
+}
 
 // newWalk is a copy of the store as the senders want it.
 func (n *Node) newWalk(throttle func(context.Context) error, progress func(int, int64)) replicate.Walk {

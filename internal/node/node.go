@@ -156,7 +156,7 @@ func (n *Node) open() (oplog.Recovered, error) {
 		return none, fmt.Errorf("open the log ring %s: %w", ring, err)
 	}
 	n.insync = replicate.NewInSync(replicate.InSyncConfig{
-		Durability: replicate.Durability(n.cfg.Replication.Durability),
+		MinInSync:  minInSync(&n.cfg.Replication),
 		AckTimeout: n.cfg.Replication.AckTimeout.Std(),
 		Last:       n.oplog.Last,
 		Persist: func(set []string) error {
@@ -175,9 +175,14 @@ func (n *Node) open() (oplog.Recovered, error) {
 	if err != nil {
 		return none, err
 	}
+	durability, paths, err := durabilities(&n.cfg.Replication)
+	if err != nil {
+		return none, err
+	}
 	n.fs, err = fs.New(fs.Config{
 		Busy: n.latency.Note, Store: v.Store, Log: logAdapter{n.oplog, n.insync}, Logger: n.log,
 		Excluded: excl.Excluded, DeepExcludes: excl.Below, Suspect: n.markSuspect,
+		Durability: durability, Paths: paths,
 	})
 	if err != nil {
 		return none, err
