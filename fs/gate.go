@@ -94,8 +94,8 @@ func (fs *FS) Freeze() { fs.gate.set(gateFrozen) }
 
 // Throttle lets mutations in so that the log grows by at most rate bytes a
 // second, and by no more than room bytes (and one record) until it is called
-// again. Rate 0 holds every mutation up, math.Inf(1) none; the sizes of records
-// are estimated. It takes effect at once, on those that wait as well.
+// again. Rate 0 holds every mutation up; math.Inf(1) with math.MaxInt64 is no
+// limit. The sizes of records are estimated. It takes effect at once, on those that wait as well.
 func (fs *FS) Throttle(rate float64, room int64) { fs.gate.throttle.set(rate, room) }
 
 // Throttled is how many mutations are being held up by Throttle right now.

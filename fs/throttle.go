@@ -27,6 +27,7 @@ type throttle struct {
 	rate   float64 // bytes a second
 	bytes  float64
 	filled time.Time
+	room   int64 // what may still come, at any rate
 	change chan struct{}
 }
 
@@ -37,7 +38,7 @@ func (t *throttle) init() {
 func (t *throttle) set(rate float64, room int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if math.IsInf(rate, 1) {
+	if math.IsInf(rate, 1) && room == math.MaxInt64 {
 		t.on.Store(false)
 	} else if !t.on.Load() {
 		t.bytes, t.filled = 0, t.now()
@@ -45,8 +46,7 @@ func (t *throttle) set(rate float64, room int64) {
 	} else {
 		t.fill()
 	}
-	t.rate = rate
-	t.bytes = min(t.bytes, float64(room))
+	t.rate, t.room = rate, room
 	if t.waiting.Load() > 0 {
 		close(t.change)
 		t.change = make(chan struct{})
@@ -56,9 +56,13 @@ func (t *throttle) set(rate float64, room int64) {
 // fill adds what has come since the last time. Needs mu.
 func (t *throttle) fill() {
 	now := t.now()
-	t.bytes += t.rate * now.Sub(t.filled).Seconds()
-	t.bytes = min(t.bytes, t.rate*burst.Seconds())
+	since := now.Sub(t.filled)
 	t.filled = now
+	if math.IsInf(t.rate, 1) {
+		t.bytes = 0
+		return
+	}
+	t.bytes = min(t.bytes+t.rate*since.Seconds(), t.rate*burst.Seconds())
 }
 
 // take takes size bytes and returns true, or waits until that may be possible,
@@ -70,13 +74,14 @@ func (t *throttle) take(size int, other <-chan struct{}) bool {
 		return true
 	}
 	t.fill()
-	if t.rate > 0 && t.bytes >= 0 {
+	if t.rate > 0 && t.bytes >= 0 && t.room > 0 {
 		t.bytes -= float64(size)
+		t.room -= int64(size)
 		t.mu.Unlock()
 		return true
 	}
 	nap := longestNap
-	if t.rate > 0 {
+	if t.rate > 0 && t.room > 0 {
 		nap = time.Duration(min(-t.bytes/t.rate*float64(time.Second)+1, float64(longestNap)))
 	}
 	change := t.change

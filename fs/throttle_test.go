@@ -69,7 +69,13 @@ func TestThrottleBucket(t *testing.T) {
 	if th.take(0, closed) {
 		t.Error("rate 0 lets something in")
 	}
-	th.set(math.Inf(1), 0)
+	th.set(math.Inf(1), 100)
+	for taken = 0; th.take(30, closed); taken += 30 {
+	}
+	if taken != 120 {
+		t.Errorf("%d bytes at any rate with room for 100", taken)
+	}
+	th.set(math.Inf(1), math.MaxInt64)
 	if !th.take(1<<30, never) {
 		t.Error("held up after the limit was lifted")
 	}
@@ -102,7 +108,7 @@ func TestThrottleStops(t *testing.T) {
 	if _, err := unix.Pread(fd, buf, 0); err != nil {
 		t.Error(err)
 	}
-	e.fs.Throttle(math.Inf(1), 0)
+	e.fs.Throttle(math.Inf(1), math.MaxInt64)
 	must(t, <-write)
 	must(t, <-mkdir)
 
@@ -111,7 +117,7 @@ func TestThrottleStops(t *testing.T) {
 	rmdir := start(func() error { return unix.Rmdir(e.in("d")) })
 	held(1)
 	e.fs.Freeze()
-	e.fs.Throttle(math.Inf(1), 0)
+	e.fs.Throttle(math.Inf(1), math.MaxInt64)
 	e.fs.Thaw()
 	must(t, <-rmdir)
 
@@ -122,7 +128,7 @@ func TestThrottleStops(t *testing.T) {
 	if err := <-refused; !errors.Is(err, unix.EROFS) {
 		t.Errorf("held up when the gate closed: %v", err)
 	}
-	e.fs.Throttle(math.Inf(1), 0)
+	e.fs.Throttle(math.Inf(1), math.MaxInt64)
 	must(t, unix.Close(fd))
 	e.equal()
 }
@@ -157,7 +163,7 @@ func TestThrottleRate(t *testing.T) {
 	}
 	time.Sleep(time.Second)
 	quit.Store(true)
-	e.fs.Throttle(math.Inf(1), 0)
+	e.fs.Throttle(math.Inf(1), math.MaxInt64)
 	took := time.Since(begun).Seconds() // before what waits goes on
 	wg.Wait()
 	// One record each may be on its way; a slow machine writes less.

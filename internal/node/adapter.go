@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/replfs/replfs/fs"
 	"github.com/replfs/replfs/internal/config"
@@ -65,9 +66,33 @@ func minInSync(r *config.Replication) int {
 	return 0
 }
 
-// newWalk is a copy of the store as the senders want it.
+// newPacer holds this node's writers to what the standbys can follow.
+func (n *Node) newPacer() *replicate.Pacer {
+	r := &n.cfg.Replication
+	return replicate.NewPacer(replicate.PacerConfig{
+		MaxLagBytes: uint64(r.MaxLagBytes), MaxLag: r.MaxLag.Std(), AckTimeout: r.AckTimeout.Std(),
+		Position: n.oplog.Position, BytesAfter: n.oplog.BytesAfter,
+		Members: func(out []replicate.Member) []replicate.Member { return n.insync.AppendMembers(out) },
+		Limit:   func(rate float64, room int64) { n.fs.Throttle(rate, room) },
+	})
+}
+
+// heldBack is how often a copy looks whether writers may go on.
+const heldBack = 10 * time.Millisecond
+
+// newWalk is a copy of the store as the senders want it. What it appends
+// counts for the lag of the other standbys.
 func (n *Node) newWalk(throttle func(context.Context) error, progress func(int, int64)) replicate.Walk {
 	e := n.fs.NewEmission()
-	e.Throttle, e.Progress = throttle, progress
+	e.Progress = progress
+	e.Throttle = func(ctx context.Context) error {
+		for n.pacer.Stopped() && ctx.Err() == nil {
+			select {
+			case <-ctx.Done():
+			case <-time.After(heldBack):
+			}
+		}
+		return throttle(ctx)
+	}
 	return e
 }

@@ -42,6 +42,7 @@ type Node struct {
 	state   *election.Store
 	oplog   *oplog.Log
 	insync  *replicate.InSync
+	pacer   *replicate.Pacer
 	standby *replicate.Standby
 	fs      *fs.FS
 	latency *latency.Guard
@@ -155,7 +156,9 @@ func (n *Node) open() (oplog.Recovered, error) {
 	if err != nil {
 		return none, fmt.Errorf("open the log ring %s: %w", ring, err)
 	}
+	n.pacer = n.newPacer()
 	n.insync = replicate.NewInSync(replicate.InSyncConfig{
+		Near: n.pacer.Near, Stopped: n.pacer.Stopped,
 		MinInSync:  minInSync(&n.cfg.Replication),
 		AckTimeout: n.cfg.Replication.AckTimeout.Std(),
 		Last:       n.oplog.Last,
@@ -257,6 +260,7 @@ func (n *Node) stop() error {
 				n.log.Warn("stopping before the standby has everything", zap.String("peer", name), zap.Error(err))
 			}
 		}
+		n.pacer.Stop()
 		n.stopSenders()
 		n.insync.Stop()
 	} else {

@@ -129,6 +129,7 @@ func (n *Node) becomePrimary(epoch uint64, inSync []string, intents []record.Rec
 	}
 	n.oplog.ClearIntents()
 	n.insync.Start(inSync)
+	n.pacer.Start()
 	n.setRole(wire.Role_ROLE_PRIMARY)
 	n.startSenders()
 	if err := n.mount.SetWritableFlag(); err != nil {
@@ -176,6 +177,7 @@ func (n *Node) stepDown() error {
 	n.insync.Stop()
 	n.stopSenders()
 	n.fs.SetReadOnly()
+	n.pacer.Stop()
 	n.setRole(wire.Role_ROLE_STARTING)
 	if err := n.takePosition(); err != nil {
 		return err
