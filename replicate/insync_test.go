@@ -843,3 +843,39 @@ func TestStoppedWriters(t *testing.T) {
 	check()
 	r.wantSet()
 }
+
+// TestGroupCommit: one acknowledgement lets go all whom it concerns, and nobody
+// else.
+func TestGroupCommit(t *testing.T) {
+	r := newInSyncRig(t, "b", "c")
+	const fsyncs = 200
+	r.last.Store(fsyncs)
+	done := make(chan uint64, fsyncs)
+	for lsn := uint64(1); lsn <= fsyncs; lsn++ {
+		go func() {
+			if err := r.WaitDurable(lsn); err != nil {
+				t.Error(err)
+			}
+			done <- lsn
+		}()
+	}
+	eventually(t, "all wait", func() bool { return r.Waiting().Count == fsyncs })
+	r.Ack("b", fsyncs, fsyncs, fsyncs)
+	if n := r.Waiting().Count; n != fsyncs {
+		t.Errorf("%d wait for the other standby, want all %d", n, fsyncs)
+	}
+	const half = fsyncs / 2
+	r.Ack("c", fsyncs, fsyncs, half)
+	for range half {
+		if lsn := <-done; lsn > half {
+			t.Errorf("the fsync at %d was acknowledged when %d was durable", lsn, half)
+		}
+	}
+	if n := r.Waiting().Count; n != fsyncs-half {
+		t.Errorf("%d wait, want %d", n, fsyncs-half)
+	}
+	r.Ack("c", fsyncs, fsyncs, fsyncs)
+	for range fsyncs - half {
+		<-done
+	}
+}

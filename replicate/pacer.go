@@ -85,6 +85,8 @@ type pace struct {
 	moved time.Time
 	lag   uint64
 	age   time.Duration
+	// connected, and returning: it was away, and is not back within its bound.
+	connected, returning bool
 }
 
 // NewPacer makes a Pacer that does nothing yet.
@@ -299,7 +301,10 @@ func (p *Pacer) measure(m *Member) *pace {
 		}
 		s.bytes, s.at = max(s.bytes, applied), now
 	}
-	s.lag = lag
+	if m.Connected && !s.connected {
+		s.returning = true
+	}
+	s.lag, s.connected = lag, m.Connected
 	return s
 }
 
@@ -308,7 +313,7 @@ func (p *Pacer) allowed(m *Member, s *pace) (rate float64, room int64) {
 	free, most := math.Inf(1), int64(math.MaxInt64)
 	switch {
 	case m.Kept, m.Counts && m.Connected:
-		over, room := 0.0, most
+		over, room := -1.0, most
 		if b := p.cfg.MaxLagBytes; b > 0 {
 			over = float64(s.lag)/(float64(b)/2) - 1
 			room = int64(b) - int64(min(s.lag, math.MaxInt64)) //nolint:gosec // bounded
@@ -320,6 +325,9 @@ func (p *Pacer) allowed(m *Member, s *pace) (rate float64, room int64) {
 				age = max(age, float64(s.lag)/s.rate)
 			}
 			over = max(over, age/(b.Seconds()/2)-1)
+		}
+		if s.returning = s.returning && over > 0; s.returning && !m.Kept {
+			return p.converging(s), most
 		}
 		switch {
 		case over <= 0 && room-surge > int64(p.cfg.MaxLagBytes/2): //nolint:gosec // the config's bytes are an int64
@@ -337,11 +345,17 @@ func (p *Pacer) allowed(m *Member, s *pace) (rate float64, room int64) {
 			rate = max(rate, (1-over)*float64(b)/2/p.cfg.AckTimeout.Seconds())
 		}
 		return rate, room
-	case !m.Counts && m.Connected && !m.Trouble:
-		if s.busy < learning || p.end.at.Sub(s.moved) > p.cfg.AckTimeout || float64(s.lag) <= near(s.rate)/2 {
-			return free, most
-		}
-		return converging * s.rate, most
+	case !m.Counts && m.Connected && !m.Trouble && float64(s.lag) > near(s.rate)/2:
+		return p.converging(s), most
 	}
 	return free, most
+}
+
+// converging is what leaves a standby enough to catch up; nothing is left to one
+// that does not get on.
+func (p *Pacer) converging(s *pace) float64 {
+	if s.busy < learning || p.end.at.Sub(s.moved) > p.cfg.AckTimeout {
+		return math.Inf(1)
+	}
+	return converging * s.rate
 }

@@ -230,6 +230,34 @@ func TestPacerCatchUp(t *testing.T) {
 	}
 }
 
+// TestPacerReturn: a standby that was away, and is still counted on, does not
+// stop the writers dead when it comes back from beyond the bound.
+func TestPacerReturn(t *testing.T) {
+	const bound = 256 << 20
+	p := newPaced(t, PacerConfig{MaxLagBytes: bound, MaxLag: 3 * time.Second})
+	p.wants, p.speed = 100*mb, 0
+	p.member.Connected = false
+	p.run(10 * time.Second) // 1 GB behind
+	if p.limits != 0 {
+		t.Fatal("a standby that is away slows writers down")
+	}
+	p.member.Connected, p.speed = true, 50*mb
+	p.run(5 * time.Second)
+	if did := p.run(5*time.Second) / 5; did > 0.9*p.speed || did < 0.7*p.speed {
+		t.Errorf("writers get %.1f MB/s beside a standby of %.1f", did/mb, p.speed/mb)
+	}
+	for range 60 * 3 {
+		p.run(time.Second)
+	}
+	if p.stops != 0 {
+		t.Errorf("writers were stopped %d times", p.stops)
+	}
+	p.most = 0
+	if did := p.run(20*time.Second) / 20; p.most > bound || did < 0.95*p.speed || did > 1.05*p.speed {
+		t.Errorf("in the end the lag is up to %.0f MB, and writers get %.1f MB/s", p.most/mb, did/mb)
+	}
+}
+
 // TestPacerIdle: with a large bound nothing is limited, not even looked at,
 // while the standby follows.
 func TestPacerIdle(t *testing.T) {

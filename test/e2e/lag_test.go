@@ -1,8 +1,11 @@
 package e2e
 
 import (
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -124,4 +127,103 @@ func TestMaxLagBlocks(t *testing.T) {
 	must(t, f.Close())
 	must(t, c.WaitInSync(ctx, one, two))
 	equalStores(t, ctx, c, one, two)
+}
+
+// slowLink lets a node send so many bytes a second.
+func slowLink(t *testing.T, ctx context.Context, c *lab.Cluster, node string, rate int) {
+	t.Helper()
+	_, err := lab.RunOK(ctx, lab.Command{
+		Name: "tc", Path: "/usr/sbin/tc", Namespace: c.Namespace(node),
+		Args: []string{"qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", strconv.Itoa(8 * rate), "burst", "256kb", "latency", "300ms"},
+	})
+	must(t, err)
+}
+
+// steady is a writer that would write at a rate.
+type steady struct {
+	wrote atomic.Int64
+	quit  atomic.Bool
+	ended chan error
+}
+
+func startSteady(path string, rate int) *steady {
+	w := &steady{ended: make(chan error, 1)}
+	go func() {
+		f, err := os.Create(path)
+		data := make([]byte, 32<<10)
+		begun := time.Now()
+		for err == nil && !w.quit.Load() {
+			if ahead := time.Duration(w.wrote.Load()) * time.Second / time.Duration(rate); ahead > time.Since(begun) {
+				time.Sleep(time.Millisecond)
+				continue
+			}
+			if _, err = f.WriteAt(data, w.wrote.Load()%(16<<20)); err == nil {
+				w.wrote.Add(int64(len(data)))
+			}
+		}
+		w.ended <- err
+	}()
+	return w
+}
+
+func (w *steady) end(t *testing.T) {
+	t.Helper()
+	w.quit.Store(true)
+	select {
+	case err := <-w.ended:
+		if err != nil {
+			t.Errorf("the writer failed: %v", err)
+		}
+	case <-time.After(hang):
+		t.Fatal("the writer hangs")
+	}
+}
+
+// TestMaxLagSlowLink: over a slow link, the standby stays within the bound while
+// it is in sync; and when it was away, it catches up with a primary whose load alone
+// would keep it from that.
+func TestMaxLagSlowLink(t *testing.T) {
+	const rate, bound = 8 << 20, 8 << 20
+	ctx := bounded(t, 5*time.Minute)
+	c := started(t, ctx, lab.Options{
+		Durability: "async", AckTimeout: 3 * time.Second, Namespaces: true,
+		Replication: map[string]any{"max_lag_bytes": "8MiB"},
+	})
+	slowLink(t, ctx, c, one, rate)
+	w := startSteady(filepath.Join(c.Mount(one), "in sync"), 5*rate)
+	var most uint64
+	sawLimit := false
+	for begun := time.Now(); time.Since(begun) < 6*time.Second; time.Sleep(5 * time.Millisecond) {
+		st, err := status(ctx, c, one)
+		must(t, err)
+		most = max(most, st.Peers[0].Lag.Bytes)
+		sawLimit = sawLimit || st.Waiting.Limited && st.Waiting.Standby == two
+	}
+	w.end(t)
+	t.Logf("a link of %d MiB/s, a load of %d: %d MiB written in 6 s, lag up to %.1f MiB", rate>>20, 5*rate>>20, w.wrote.Load()>>20, float64(most)/(1<<20))
+	if most > bound+1<<20 || !sawLimit {
+		t.Errorf("lag up to %d bytes, the bound is %d; limited: %v", most, bound, sawLimit)
+	}
+	must(t, c.WaitInSync(ctx, one, two))
+
+	must(t, c.StopNode(two))
+	begun := logMark(t, c, two)
+	must(t, os.WriteFile(filepath.Join(c.Mount(one), "meanwhile"), make([]byte, 16<<20), 0o600))
+	eventually(t, ctx, hang, "the standby is left behind", func() error {
+		p, err := peer(ctx, c, one, two)
+		if err == nil && p.InSync {
+			err = errors.New("it still counts")
+		}
+		return err
+	})
+	must(t, c.StartNode(ctx, two))
+	const load = rate + rate/4
+	w = startSteady(filepath.Join(c.Mount(one), "load"), load)
+	back := time.Now()
+	must(t, c.WaitInSync(ctx, one, two))
+	did := float64(w.wrote.Load()) / time.Since(back).Seconds()
+	t.Logf("in sync after %s, beside a load of %.1f MiB/s that would be %d", time.Since(back).Round(time.Millisecond), did/(1<<20), load>>20)
+	w.end(t)
+	equalStores(t, ctx, c, one, two)
+	begun.want(t, msgReceiving, 0)
 }
