@@ -58,7 +58,7 @@ type Config struct {
 	// matches counts, say nothing about.
 	Durability Durability
 	Paths      []PathDurability
-	Logger       *zap.Logger
+	Logger     *zap.Logger
 	// Suspect is called when the mount and the log may have come apart: a
 	// handler panicked, or a mutation could not be recorded.
 	Suspect func(reason string)

@@ -14,10 +14,10 @@ import (
 // begins.
 type gate struct {
 	throttle throttle
-	inside sync.RWMutex
-	mu     sync.Mutex
-	state  gateState
-	change chan struct{}
+	inside   sync.RWMutex
+	mu       sync.Mutex
+	state    gateState
+	change   chan struct{}
 }
 
 type gateState uint8

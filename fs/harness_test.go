@@ -181,7 +181,7 @@ func (e *env) mount(intents ...record.Record) {
 	var err error
 	e.fs, err = New(Config{
 		Store: e.store, Log: e.log, Excluded: e.excl.Excluded, DeepExcludes: e.excl.Below,
-		Busy: func() { e.busy.Add(1) },
+		Busy:       func() { e.busy.Add(1) },
 		Durability: e.opt.durability, Paths: e.opt.paths,
 		Suspect: func(reason string) {
 			e.mu.Lock()

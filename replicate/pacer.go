@@ -277,8 +277,8 @@ func (p *Pacer) measure(m *Member) *pace {
 	}
 	s.age = 0
 	if m.Applied < p.end.lsn {
-		at, ok := now, false
-		if _, at, ok = p.marks.find(m.Applied); !ok && len(p.marks.m) > 0 {
+		_, at, ok := p.marks.find(m.Applied)
+		if !ok {
 			at = p.marks.m[0].at // at least since then
 		}
 		s.age = max(0, now.Sub(at))

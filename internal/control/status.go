@@ -101,12 +101,12 @@ type Status struct {
 	Lag        Lag       `json:"lag"`
 	// InSync: on a standby, whether the primary counts on it (as last told);
 	// on a primary, always true.
-	InSync  bool    `json:"in_sync"`
-	Peers   []Peer  `json:"peers"`
+	InSync bool   `json:"in_sync"`
+	Peers  []Peer `json:"peers"`
 	// Waiting is nil but on a primary.
 	Waiting *Waiting `json:"waiting,omitempty"`
-	Sync    *Sync   `json:"sync,omitempty"`
-	History []Epoch `json:"history"`
+	Sync    *Sync    `json:"sync,omitempty"`
+	History []Epoch  `json:"history"`
 	// Requests counts what the kernel has sent to the mount since it was made,
 	// by FUSE opcode.
 	Requests map[string]uint64 `json:"requests"`
