@@ -140,7 +140,7 @@ func (s *Sender) failed(err error) (streamed bool) {
 		text = "connection closed"
 	}
 	s.mu.Lock()
-	streamed = s.status.State == "streaming" || s.status.State == "syncing"
+	streamed = s.status.State == "streaming" || s.status.State == "syncing" && state != "refused"
 	news := s.status.State != state || s.status.Error != text
 	s.status.State, s.status.Error, s.status.Copy = state, text, nil
 	s.mu.Unlock()

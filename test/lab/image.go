@@ -73,6 +73,9 @@ const (
 	shutdownIoctl = 0x8004587d
 	// shutdownNoLogFlush leaves what is in memory there.
 	shutdownNoLogFlush = 2
+	// freezeIoctl is FIFREEZE, _IOWR('X', 119, int), thawIoctl FITHAW, the next one.
+	freezeIoctl = 0xc0045877
+	thawIoctl   = 0xc0045878
 )
 
 // Cut takes the file system down as if the machine lost its power: nothing that
@@ -85,6 +88,24 @@ func (im *Image) Cut() error {
 	defer func() { _ = d.Close() }() // it is of no use any more
 	if err := unix.IoctlSetPointerInt(int(d.Fd()), shutdownIoctl, shutdownNoLogFlush); err != nil {
 		return fmt.Errorf("shut the file system at %s down: %w", im.point, err)
+	}
+	return nil
+}
+
+// Freeze makes what is in memory durable, and then every change wait.
+func (im *Image) Freeze() error { return im.control(freezeIoctl) }
+
+// Thaw ends a freeze.
+func (im *Image) Thaw() error { return im.control(thawIoctl) }
+
+func (im *Image) control(req uint) error {
+	d, err := os.Open(im.point)
+	if err != nil {
+		return fmt.Errorf("open %s: %w", im.point, err)
+	}
+	defer func() { _ = d.Close() }() // only an ioctl was made
+	if err := unix.IoctlSetInt(int(d.Fd()), req, 0); err != nil {
+		return fmt.Errorf("freeze or thaw %s: %w", im.point, err)
 	}
 	return nil
 }
