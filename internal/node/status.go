@@ -201,7 +201,7 @@ func (n *Node) standbyProblems(out *control.Status, sb *replicate.StandbyStatus)
 	case copying:
 		add("a complete copy is under way: this node cannot take over yet", "wait; if it does not move, see the log")
 	case sb.Suspect != "":
-		add("the store is suspect: "+sb.Suspect, "it gets a complete copy when the primary connects")
+		add("the store is suspect: "+sb.Suspect, "if its disk failed (see the kernel log), mend that; it gets a complete copy when the primary connects")
 	}
 	if sb.Trouble != "" {
 		add("the store does not take what the primary sends: "+sb.Trouble, "mend that; it goes on by itself")
