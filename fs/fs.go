@@ -34,9 +34,13 @@ type Log interface {
 	// Append gives the record its LSN. It copies what r and data hold, and
 	// may wait for space. in may be nil.
 	Append(r *record.Record, data []byte, in Intent) (lsn uint64, err error)
-	// WaitDurable returns when the fsync at lsn is done wherever the
-	// durability mode asks for it, and an error when that cannot come true.
+	// WaitDurable returns when the fsync at lsn is done on every standby in
+	// sync, and an error when that cannot come true.
 	WaitDurable(lsn uint64) error
+	// WaitReceived is the same for their memory.
+	WaitReceived(lsn uint64) error
+	// WaitApplied returns when they show all that is in the log now.
+	WaitApplied() error
 }
 
 // Config is what a file system needs.
@@ -50,7 +54,11 @@ type Config struct {
 	// DeepExcludes says whether anything below a path that is not excluded
 	// itself could be. May be nil for never.
 	DeepExcludes func(path string) bool
-	Logger       *zap.Logger
+	// Durability is that of everything that Paths, of which the first that
+	// matches counts, say nothing about.
+	Durability Durability
+	Paths      []PathDurability
+	Logger     *zap.Logger
 	// Suspect is called when the mount and the log may have come apart: a
 	// handler panicked, or a mutation could not be recorded.
 	Suspect func(reason string)
@@ -78,6 +86,8 @@ type FS struct {
 	janitor janitor
 	lost    lostPages
 
+	// syncs says that some mutations wait for the standbys.
+	syncs bool
 	// ttl is how long the kernel may cache, in nanoseconds; 0 on a standby,
 	// whose store changes underneath.
 	ttl atomic.Int64
@@ -88,6 +98,9 @@ type FS struct {
 	role atomic.Uint64
 	srv  atomic.Pointer[fuse.Server]
 	recs sync.Pool
+
+	// syncStore is fsync(2), or fdatasync(2); tests have slow ones.
+	syncStore func(fd int, dataOnly bool) error
 
 	completed completed
 	// inherited is what an earlier process had carried out and perhaps not
@@ -133,6 +146,8 @@ func New(cfg Config) (*FS, error) {
 		storeFd:       fd,
 		dev:           st.Dev,
 		generation:    rand.Uint32(),
+		syncs:         cfg.syncsAnywhere(),
+		syncStore:     syncStore,
 	}
 	fs.recs.New = func() any { return new(record.Record) }
 	fs.gate.init()

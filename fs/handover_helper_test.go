@@ -69,7 +69,7 @@ func serve(store, point, ring string, block bool, signals <-chan os.Signal) erro
 		return err
 	}
 	l := &serveLog{testLog: testLog{ring: log, flying: map[*testIntent]bool{}}}
-	f, err := New(Config{Store: store, Log: l})
+	f, err := New(Config{Store: store, Log: l, Durability: Fsync})
 	if err != nil {
 		return err
 	}

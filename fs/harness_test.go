@@ -77,6 +77,10 @@ type options struct {
 	readOnly  bool // begin as a standby does
 	traced    bool // note every request
 	prepare   func(store string)
+	// durability is Fsync unless it is set, paths override it.
+	durability Durability
+	paths      []PathDurability
+	syncStore  func(fd int, dataOnly bool) error
 }
 
 // env is a mounted file system with a real log and a standby that applies it.
@@ -114,6 +118,9 @@ func newEnv(t testing.TB, opt options) *env {
 	})
 	if opt.base == "" {
 		opt.base = tmpfs
+	}
+	if opt.durability == Async {
+		opt.durability = Fsync
 	}
 	e := &env{t: t, opt: opt}
 	var err error
@@ -174,7 +181,8 @@ func (e *env) mount(intents ...record.Record) {
 	var err error
 	e.fs, err = New(Config{
 		Store: e.store, Log: e.log, Excluded: e.excl.Excluded, DeepExcludes: e.excl.Below,
-		Busy: func() { e.busy.Add(1) },
+		Busy:       func() { e.busy.Add(1) },
+		Durability: e.opt.durability, Paths: e.opt.paths,
 		Suspect: func(reason string) {
 			e.mu.Lock()
 			e.suspect = append(e.suspect, reason)
@@ -182,6 +190,9 @@ func (e *env) mount(intents ...record.Record) {
 		},
 	})
 	must(e.t, err)
+	if e.opt.syncStore != nil {
+		e.fs.syncStore = e.opt.syncStore
+	}
 	var mo MountOptions
 	if e.opt.traced {
 		mo.trace = e.trace.line
@@ -328,6 +339,9 @@ type testLog struct {
 	dead    bool
 	durable []uint64
 	wait    func(lsn uint64) error
+	// received and applied are the waits of the other modes.
+	received, applied int
+	waitApplied       func() error
 }
 
 type testIntent struct {
@@ -388,6 +402,24 @@ func (l *testLog) WaitDurable(lsn uint64) error {
 	l.mu.Unlock()
 	if wait != nil {
 		return wait(lsn)
+	}
+	return nil
+}
+
+func (l *testLog) WaitReceived(uint64) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.received++
+	return nil
+}
+
+func (l *testLog) WaitApplied() error {
+	l.mu.Lock()
+	l.applied++
+	wait := l.waitApplied
+	l.mu.Unlock()
+	if wait != nil {
+		return wait()
 	}
 	return nil
 }

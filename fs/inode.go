@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -17,6 +18,8 @@ type inode struct {
 	key inodeKey
 	// typ is st_mode's S_IFMT part.
 	typ uint32
+	// durability is the Durability of the file's path, as of pathGen.
+	durability atomic.Uint32
 	// dir is the descriptor of a directory. Everything else is reached through
 	// its directory or an open handle.
 	dir dirFD
@@ -97,6 +100,7 @@ func (t *table) init(fs *FS, fd int, st *unix.Stat_t) {
 	t.byKey = map[inodeKey]*inode{t.root.key: t.root}
 	t.next = rootID + 1
 	t.gen = 1
+	t.noteDurability(t.root)
 }
 
 func (t *table) closeAll() {
@@ -419,6 +423,9 @@ func (t *table) pathLocked(n *inode) (string, bool) {
 	// A nameless inode with names elsewhere is searched for; see named.
 	if len(n.names) > 0 || n.last != nil {
 		n.pathGen = t.gen
+	}
+	if n.tracked {
+		t.noteDurability(n)
 	}
 	return n.path, n.tracked
 }

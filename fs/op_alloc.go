@@ -8,15 +8,16 @@ import (
 )
 
 // Fallocate reserves, punches, zeroes, collapses or inserts a range.
-func (fs *FS) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
+func (fs *FS) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) (s fuse.Status) {
 	h := fs.handles.get(in.Fh)
 	if h == nil {
 		return fuse.EBADF
 	}
-	if s := fs.gate.enter(); !s.Ok() {
+	p := passage{fs: fs}
+	if s := p.enter(recordSize); !s.Ok() {
 		return s
 	}
-	defer fs.gate.leave()
+	defer func() { s = p.leave(s) }()
 	fs.tree.RLock()
 	defer fs.tree.RUnlock()
 	n := h.inode
@@ -36,6 +37,7 @@ func (fs *FS) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fuse.Statu
 		// The size before tells a recovery whether content was shifted.
 		r.Fields = record.FieldPath | record.FieldFileID | record.FieldPerm |
 			record.FieldOffset | record.FieldLength | record.FieldSize
+		p.changes(n)
 	}
 	m := fs.begin(r)
 	defer m.end()
@@ -57,7 +59,7 @@ func (fs *FS) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fuse.Statu
 	}
 	r.Mtime = mtimeOf(&st)
 	r.Fields = r.Fields&^record.FieldSize | record.FieldMtime
-	_, s := m.commit(nil)
+	_, s = m.commit(nil)
 	return s
 }
 
@@ -68,15 +70,16 @@ const (
 
 // CopyFileRange copies between files of the mount, recorded as the copy. What
 // comes from a file that the standbys do not have is recorded as data.
-func (fs *FS) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32, fuse.Status) {
+func (fs *FS) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRangeIn) (copied uint32, s fuse.Status) {
 	src, dst := fs.handles.get(in.FhIn), fs.handles.get(in.FhOut)
 	if src == nil || dst == nil {
 		return 0, fuse.EBADF
 	}
-	if s := fs.gate.enter(); !s.Ok() {
+	p := passage{fs: fs}
+	if s := p.enter(recordSize); !s.Ok() {
 		return 0, s
 	}
-	defer fs.gate.leave()
+	defer func() { s = p.leave(s) }()
 	fs.tree.RLock()
 	defer fs.tree.RUnlock()
 	defer lockInodes(src.inode, dst.inode)()
@@ -95,6 +98,7 @@ func (fs *FS) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRangeIn) (u
 		r.Offset, r.Offset2, r.Length = int64(in.OffOut), int64(in.OffIn), int64(length)
 		r.Fields = record.FieldPath | record.FieldPath2 | record.FieldFileID | record.FieldFileID2 |
 			record.FieldOffset | record.FieldOffset2 | record.FieldLength
+		p.changes(dst.inode)
 	}
 	m := fs.begin(r)
 	defer m.end()

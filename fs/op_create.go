@@ -19,16 +19,27 @@ type newEntry struct {
 	typ         uint32
 	rdev        uint64
 	target      string
+	passage     passage
 }
 
 // make applies the entry with call, which gets the mode to pass on and
 // returns an open descriptor or -1, records it, and interns the inode.
-func (e *newEntry) make(cancel <-chan struct{}, call func(perm uint32) (int, error), st *unix.Stat_t) (*inode, int, fuse.Status) {
+func (e *newEntry) make(cancel <-chan struct{}, call func(perm uint32) (int, error), st *unix.Stat_t) (n *inode, fd int, s fuse.Status) {
 	fs := e.fs
-	if s := fs.gate.enter(); !s.Ok() {
+	e.passage.fs = fs
+	if s := e.passage.enter(recordSize); !s.Ok() {
 		return nil, -1, s
 	}
-	defer fs.gate.leave()
+	defer func() {
+		if s = e.passage.leave(s); s.Ok() || n == nil {
+			return
+		}
+		if fd >= 0 {
+			unix.Close(fd)
+		}
+		fs.table.forget(n.id, 1) // the kernel does not learn of it
+		n, fd = nil, -1
+	}()
 	fs.tree.RLock()
 	defer fs.tree.RUnlock()
 	defer lockInodes(e.dir)()
@@ -40,6 +51,9 @@ func (e *newEntry) makeLocked(call func(perm uint32) (int, error), st *unix.Stat
 	e.mask()
 	path, tracked := fs.table.entryPath(e.dir, e.name)
 	tracked = tracked && e.typ != unix.S_IFSOCK
+	if tracked {
+		e.passage.changesAt(path)
+	}
 
 	r := fs.newRecord(record.OpCreate)
 	r.Request = e.caller.Unique
@@ -56,6 +70,7 @@ func (e *newEntry) makeLocked(call func(perm uint32) (int, error), st *unix.Stat
 	r.Fields |= record.FieldPath | record.FieldPerm
 	if !tracked {
 		fs.asDirTimes(r, e.dir)
+		e.passage.changesDir(r, e.dir)
 	}
 	m := fs.begin(r)
 	defer m.end()
@@ -281,15 +296,21 @@ func (fs *FS) createExisting(cancel <-chan struct{}, in *fuse.CreateIn, dir *ino
 }
 
 // Link gives a file a further name.
-func (fs *FS) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
+func (fs *FS) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) (s fuse.Status) {
 	dir, n := fs.table.get(in.NodeId), fs.table.get(in.Oldnodeid)
 	if dir == nil || n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
-	if s := fs.gate.enter(); !s.Ok() {
+	p := passage{fs: fs}
+	if s := p.enter(recordSize); !s.Ok() {
 		return s
 	}
-	defer fs.gate.leave()
+	linked := false
+	defer func() {
+		if s = p.leave(s); !s.Ok() && linked {
+			fs.table.forget(n.id, 1)
+		}
+	}()
 	fs.tree.RLock()
 	defer fs.tree.RUnlock()
 	defer lockInodes(dir, n)()
@@ -300,6 +321,9 @@ func (fs *FS) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, out *fu
 	old, oldTracked := fs.named(n, nil)
 	path, newTracked := fs.table.entryPath(dir, name)
 	newTracked = newTracked && n.typ != unix.S_IFSOCK
+	if newTracked {
+		p.changesAt(path)
+	}
 
 	r := fs.newRecord(record.OpLink)
 	r.Request = in.Unique
@@ -307,6 +331,7 @@ func (fs *FS) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, out *fu
 	r.Fields = record.FieldPath | record.FieldPath2 | record.FieldFileID
 	if !newTracked {
 		fs.asDirTimes(r, dir)
+		p.changesDir(r, dir)
 	}
 	m := fs.begin(r)
 	defer m.end()
@@ -325,6 +350,7 @@ func (fs *FS) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, out *fu
 	fs.table.mu.Lock()
 	n.lookups++
 	fs.table.mu.Unlock()
+	linked = true
 	fs.fillEntry(out, n, &st)
 	switch {
 	case !newTracked:
@@ -335,7 +361,7 @@ func (fs *FS) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, out *fu
 		return fs.emitEntering(dir, name)
 	}
 	fs.setParentTime(r, dir)
-	_, s := m.commit(nil)
+	_, s = m.commit(nil)
 	return s
 }
 

@@ -58,18 +58,28 @@ func (fs *FS) keepsPages(n *inode) bool {
 }
 
 // Open opens a regular file, truncating it if asked to.
-func (fs *FS) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+func (fs *FS) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) (s fuse.Status) {
 	n := fs.table.get(in.NodeId)
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
 	writes := in.Flags&unix.O_ACCMODE != unix.O_RDONLY
 	trunc := in.Flags&unix.O_TRUNC != 0
+	p := passage{fs: fs}
+	var h *handle
 	if writes || trunc {
-		if s := fs.gate.enter(); !s.Ok() {
+		size := 0
+		if trunc {
+			size = recordSize
+		}
+		if s := p.enter(size); !s.Ok() {
 			return s
 		}
-		defer fs.gate.leave()
+		defer func() {
+			if s = p.leave(s); !s.Ok() && h != nil {
+				fs.closeHandle(h.id)
+			}
+		}()
 	}
 	fs.tree.RLock()
 	defer fs.tree.RUnlock()
@@ -89,9 +99,10 @@ func (fs *FS) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) f
 		if s := fs.truncateOpened(n, fd, writes, in); !s.Ok() {
 			return s
 		}
+		p.changes(n)
 	}
 	kept = true
-	h := fs.openHandle(n, fd, writes)
+	h = fs.openHandle(n, fd, writes)
 	out.Fh = h.id
 	out.OpenFlags = fs.openMode(n, in.Flags)
 	h.direct = out.OpenFlags&fuse.FOPEN_DIRECT_IO != 0
@@ -207,25 +218,39 @@ func (fs *FS) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint
 	if h == nil {
 		return 0, fuse.EBADF
 	}
-	written, lsn, s := fs.write(cancel, in, h, data)
+	written, synced, s := fs.write(cancel, in, h, data)
 	if !s.Ok() {
 		return written, s
 	}
 	if h.syncs(in) {
-		s = fs.finishSync(h.fd, in.Flags&unix.O_SYNC != unix.O_SYNC, lsn)
+		s = fs.finishSync(h.fd, in.Flags&unix.O_SYNC != unix.O_SYNC, synced)
 	}
 	return written, s
 }
 
-// write returns the LSN of the fsync that an O_SYNC write asks for, or 0.
-func (fs *FS) write(cancel <-chan struct{}, in *fuse.WriteIn, h *handle, data []byte) (uint32, uint64, fuse.Status) {
-	if s := fs.gate.enter(); !s.Ok() {
+// synced is an fsync that was recorded, and what it waits for. The zero one was
+// not: it concerns this node alone.
+type synced struct {
+	lsn        uint64
+	durability Durability
+}
+
+// write returns the fsync that an O_SYNC write asks for.
+func (fs *FS) write(cancel <-chan struct{}, in *fuse.WriteIn, h *handle, data []byte) (written uint32, sync synced, s fuse.Status) {
+	p := passage{fs: fs}
+	if s := p.enter(recordSize + len(data)); !s.Ok() {
 		if in.WriteFlags&fuse.WRITE_CACHE != 0 {
 			fs.refuse(h, len(data))
 		}
-		return 0, 0, s
+		return 0, sync, s
 	}
-	defer fs.gate.leave()
+	defer func() {
+		if sync.lsn == 0 { // an fsync waits for more
+			s = p.leave(s)
+		} else {
+			fs.gate.leave()
+		}
+	}()
 	fs.tree.RLock()
 	defer fs.tree.RUnlock()
 	n := h.inode
@@ -237,7 +262,7 @@ func (fs *FS) write(cancel <-chan struct{}, in *fuse.WriteIn, h *handle, data []
 		// The kernel may have the size from before this node was a standby.
 		var st unix.Stat_t
 		if err := unix.Fstat(h.fd, &st); err != nil {
-			return 0, 0, errStatus(err)
+			return 0, sync, errStatus(err)
 		}
 		offset = st.Size
 	}
@@ -248,38 +273,39 @@ func (fs *FS) write(cancel <-chan struct{}, in *fuse.WriteIn, h *handle, data []
 		r.Path, r.FileID = path, n.id
 		r.Offset, r.Length = offset, int64(len(data))
 		r.Fields = record.FieldPath | record.FieldFileID | record.FieldOffset | record.FieldLength
+		p.changes(n)
 	}
 	m := fs.begin(r)
 	defer m.end()
 
-	written, err := pwriteFull(h.fd, data, offset)
-	if written == 0 && len(data) > 0 {
+	done, err := pwriteFull(h.fd, data, offset)
+	if done == 0 && len(data) > 0 {
 		m.failed(h.fd, nil)
-		return 0, 0, errStatus(err)
+		return 0, sync, errStatus(err)
 	}
 	var st unix.Stat_t
 	if in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0 || tracked {
 		if err := unix.Fstat(h.fd, &st); err != nil {
-			return 0, 0, errStatus(err)
+			return 0, sync, errStatus(err)
 		}
 	}
 	if in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0 {
 		fs.killPriv(n, h.fd, &st, &in.Caller, r)
 	}
 	if !tracked {
-		fs.completed.note(in.Unique, n.id, written)
-		return uint32(written), 0, fuse.OK
+		fs.completed.note(in.Unique, n.id, done)
+		return uint32(done), sync, fuse.OK
 	}
 	r.Mtime = mtimeOf(&st)
 	r.Fields = r.Fields&^record.FieldLength | record.FieldMtime
-	if _, s := m.commit(data[:written]); !s.Ok() {
-		return 0, 0, s
+	if _, s := m.commit(data[:done]); !s.Ok() {
+		return 0, sync, s
 	}
 	if !h.syncs(in) {
-		return uint32(written), 0, fuse.OK
+		return uint32(done), sync, fuse.OK
 	}
-	lsn, s := fs.appendSync(n, path, in.Flags&unix.O_SYNC != unix.O_SYNC)
-	return uint32(written), lsn, s
+	sync, s = fs.appendSync(n, path, in.Flags&unix.O_SYNC != unix.O_SYNC)
+	return uint32(done), sync, s
 }
 
 // syncs tells whether a write has to be durable when it is answered. What
@@ -309,7 +335,7 @@ func pwriteFull(fd int, data []byte, off int64) (int, error) {
 
 // appendSync records that an fsync is asked for. The inode's lock is held,
 // so that the path is right at its LSN.
-func (fs *FS) appendSync(n *inode, path string, dataOnly bool) (uint64, fuse.Status) {
+func (fs *FS) appendSync(n *inode, path string, dataOnly bool) (synced, fuse.Status) {
 	r := fs.newRecord(record.OpFsync)
 	defer fs.putRecord(r)
 	r.Path, r.FileID = path, n.id
@@ -318,43 +344,41 @@ func (fs *FS) appendSync(n *inode, path string, dataOnly bool) (uint64, fuse.Sta
 		r.Flags |= record.FlagDataOnly
 	}
 	m := mutation{fs: fs, rec: r}
-	return m.commit(nil)
+	lsn, s := m.commit(nil)
+	return synced{lsn, fs.durability(n)}, s
+}
+
+func syncStore(fd int, dataOnly bool) error {
+	if dataOnly {
+		return unix.Fdatasync(fd)
+	}
+	return unix.Fsync(fd)
 }
 
 // finishSync makes the store durable while the standbys do the same, and
 // waits for them. Nothing is locked meanwhile.
-func (fs *FS) finishSync(fd int, dataOnly bool, lsn uint64) fuse.Status {
-	var err error
-	if dataOnly {
-		err = unix.Fdatasync(fd)
-	} else {
-		err = unix.Fsync(fd)
-	}
-	if err != nil {
+func (fs *FS) finishSync(fd int, dataOnly bool, sync synced) fuse.Status {
+	if err := fs.syncStore(fd, dataOnly); err != nil {
 		return errStatus(err)
 	}
-	if lsn == 0 {
+	if sync.lsn == 0 {
 		return fuse.OK
 	}
-	if err := fs.cfg.Log.WaitDurable(lsn); err != nil {
-		fs.log.Warn("fsync not acknowledged", zap.Uint64("lsn", lsn), logErr(err))
-		return fuse.EIO
-	}
-	return fuse.OK
+	return fs.awaitSynced(sync.lsn, sync.durability)
 }
 
 // sync is fsync for files and directories. Behind a closed gate a handle that
 // only reads syncs the store; one that has written cannot be promised that the
 // standbys, one of which is primary now, have its writes on disk.
 func (fs *FS) sync(n *inode, h *handle, fd int, dataOnly bool) fuse.Status {
-	var lsn uint64
-	if s := fs.gate.enter(); !s.Ok() {
+	var sync synced
+	if s := fs.gate.enter(recordSize); !s.Ok() {
 		if h.writable {
 			return s
 		}
 	} else {
 		var s fuse.Status
-		lsn, s = func() (uint64, fuse.Status) {
+		sync, s = func() (synced, fuse.Status) {
 			defer fs.gate.leave()
 			fs.tree.RLock()
 			defer fs.tree.RUnlock()
@@ -362,7 +386,7 @@ func (fs *FS) sync(n *inode, h *handle, fd int, dataOnly bool) fuse.Status {
 			defer n.mu.Unlock()
 			path, tracked := fs.named(n, h)
 			if !tracked {
-				return 0, fuse.OK
+				return synced{}, fuse.OK
 			}
 			return fs.appendSync(n, path, dataOnly)
 		}()
@@ -370,7 +394,7 @@ func (fs *FS) sync(n *inode, h *handle, fd int, dataOnly bool) fuse.Status {
 			return s
 		}
 	}
-	return fs.finishSync(fd, dataOnly, lsn)
+	return fs.finishSync(fd, dataOnly, sync)
 }
 
 // Fsync returns when the file is durable here and on every standby in sync.

@@ -50,15 +50,16 @@ func (fs *FS) Rmdir(cancel <-chan struct{}, header *fuse.InHeader, name string) 
 	return fs.remove(cancel, header, name, record.OpRmdir, unix.AT_REMOVEDIR)
 }
 
-func (fs *FS) remove(cancel <-chan struct{}, header *fuse.InHeader, name string, op record.Op, flags int) fuse.Status {
+func (fs *FS) remove(cancel <-chan struct{}, header *fuse.InHeader, name string, op record.Op, flags int) (s fuse.Status) {
 	dir := fs.table.get(header.NodeId)
 	if dir == nil {
 		return fuse.Status(unix.ESTALE)
 	}
-	if s := fs.gate.enter(); !s.Ok() {
+	p := passage{fs: fs}
+	if s := p.enter(recordSize); !s.Ok() {
 		return s
 	}
-	defer fs.gate.leave()
+	defer func() { s = p.leave(s) }()
 	fs.tree.RLock()
 	defer fs.tree.RUnlock()
 	var st unix.Stat_t
@@ -69,6 +70,9 @@ func (fs *FS) remove(cancel <-chan struct{}, header *fuse.InHeader, name string,
 	defer unlock()
 	path, tracked := fs.table.entryPath(dir, name)
 	tracked = tracked && st.Mode&unix.S_IFMT != unix.S_IFSOCK
+	if tracked {
+		p.changesAt(path)
+	}
 
 	last := op == record.OpRmdir || st.Nlink <= 1
 	r := fs.newRecord(op)
@@ -80,6 +84,7 @@ func (fs *FS) remove(cancel <-chan struct{}, header *fuse.InHeader, name string,
 	}
 	if !tracked {
 		fs.asDirTimes(r, dir)
+		p.changesDir(r, dir)
 	}
 	m := fs.begin(r)
 	defer m.end()
@@ -110,7 +115,7 @@ func (fs *FS) remove(cancel <-chan struct{}, header *fuse.InHeader, name string,
 		return m.commitDirTimes(dir)
 	}
 	fs.setParentTime(r, dir)
-	_, s := m.commit(nil)
+	_, s = m.commit(nil)
 	return s
 }
 
@@ -124,7 +129,7 @@ func openGhost(dirfd int, name string) int {
 }
 
 // Rename moves a name, over another one or swapping with it.
-func (fs *FS) Rename(cancel <-chan struct{}, in *fuse.RenameIn, oldName, newName string) fuse.Status {
+func (fs *FS) Rename(cancel <-chan struct{}, in *fuse.RenameIn, oldName, newName string) (s fuse.Status) {
 	from, to := fs.table.get(in.NodeId), fs.table.get(in.Newdir)
 	if from == nil || to == nil {
 		return fuse.Status(unix.ESTALE)
@@ -132,11 +137,12 @@ func (fs *FS) Rename(cancel <-chan struct{}, in *fuse.RenameIn, oldName, newName
 	if in.Flags&^(unix.RENAME_NOREPLACE|unix.RENAME_EXCHANGE) != 0 {
 		return fuse.EINVAL // RENAME_WHITEOUT
 	}
-	if s := fs.gate.enter(); !s.Ok() {
+	p := passage{fs: fs}
+	if s := p.enter(recordSize); !s.Ok() {
 		return s
 	}
-	defer fs.gate.leave()
-	ren := rename{fs: fs, unique: in.Unique, from: from, to: to, oldName: oldName, newName: newName, flags: in.Flags}
+	defer func() { s = p.leave(s) }()
+	ren := rename{fs: fs, passage: &p, unique: in.Unique, from: from, to: to, oldName: oldName, newName: newName, flags: in.Flags}
 	if s, done := ren.files(); done {
 		return s
 	}
@@ -173,6 +179,7 @@ func (r *rename) files() (s fuse.Status, done bool) {
 
 type rename struct {
 	fs               *FS
+	passage          *passage
 	from, to         *inode
 	oldName, newName string
 	flags            uint32
@@ -239,6 +246,13 @@ func (r *rename) run() fuse.Status {
 		return errStatus(unix.Renameat2(r.fs.dirfd(r.from), r.oldName, r.fs.dirfd(r.to), r.newName, uint(r.flags)))
 	}
 
+	// What it was called counts as well as what it is called then.
+	if oldIn {
+		r.passage.changesAt(oldPath)
+	}
+	if newIn {
+		r.passage.changesAt(newPath)
+	}
 	rec := fs.newRecord(record.OpRename)
 	rec.Request = r.unique
 	rec.Path, rec.Path2 = newPath, oldPath

@@ -8,15 +8,16 @@ import (
 )
 
 // SetAttr is truncate, chown, chmod and utimensat: one request, one record.
-func (fs *FS) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) fuse.Status {
+func (fs *FS) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut) (s fuse.Status) {
 	n := fs.table.get(in.NodeId)
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
-	if s := fs.gate.enter(); !s.Ok() {
+	p := passage{fs: fs}
+	if s := p.enter(recordSize); !s.Ok() {
 		return s
 	}
-	defer fs.gate.leave()
+	defer func() { s = p.leave(s) }()
 	fs.tree.RLock()
 	defer fs.tree.RUnlock()
 	n.mu.Lock()
@@ -42,6 +43,7 @@ func (fs *FS) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.Attr
 	if path, tracked := fs.named(n, h); tracked {
 		r.Path, r.FileID = path, n.id
 		r.Fields = record.FieldPath | record.FieldFileID
+		p.changes(n)
 	}
 	tracked := r.Fields != 0
 	m := fs.begin(r)

@@ -13,7 +13,7 @@ func (fs *FS) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut)
 	if dir == nil {
 		return fuse.Status(unix.ESTALE)
 	}
-	if s := fs.gate.enter(); !s.Ok() {
+	if s := fs.gate.enter(0); !s.Ok() {
 		return s
 	}
 	defer fs.gate.leave()

@@ -144,15 +144,16 @@ func (fs *FS) RemoveXAttr(cancel <-chan struct{}, header *fuse.InHeader, attr st
 	})
 }
 
-func (fs *FS) changeXattr(cancel <-chan struct{}, header *fuse.InHeader, op record.Op, attr string, data []byte, killSgid bool, call func(fileRef) error) fuse.Status {
+func (fs *FS) changeXattr(cancel <-chan struct{}, header *fuse.InHeader, op record.Op, attr string, data []byte, killSgid bool, call func(fileRef) error) (s fuse.Status) {
 	n := fs.table.get(header.NodeId)
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
 	}
-	if s := fs.gate.enter(); !s.Ok() {
+	p := passage{fs: fs}
+	if s := p.enter(recordSize + len(data)); !s.Ok() {
 		return s
 	}
-	defer fs.gate.leave()
+	defer func() { s = p.leave(s) }()
 	fs.tree.RLock()
 	defer fs.tree.RUnlock()
 	n.mu.Lock()
@@ -167,6 +168,7 @@ func (fs *FS) changeXattr(cancel <-chan struct{}, header *fuse.InHeader, op reco
 	if tracked {
 		r.Path, r.FileID, r.Name = path, n.id, attr
 		r.Fields = record.FieldPath | record.FieldFileID | record.FieldName
+		p.changes(n)
 	}
 	m := fs.begin(r)
 	defer m.end()
@@ -187,6 +189,6 @@ func (fs *FS) changeXattr(cancel <-chan struct{}, header *fuse.InHeader, op reco
 	if op == record.OpSetXattr && data == nil {
 		data = []byte{} // an empty value is a value
 	}
-	_, s := m.commit(data)
+	_, s = m.commit(data)
 	return s
 }

@@ -10,18 +10,12 @@ import (
 	"go.uber.org/zap"
 )
 
-// Durability says what an fsync on the primary waits for.
-type Durability string
-
-const (
-	// Async waits for nothing but the primary's own store.
-	Async Durability = "async"
-	// Fsync waits until the same file is durable on every standby in sync.
-	Fsync Durability = "fsync"
-)
-
 // ErrNotPrimary is what waiters get when the node stops being primary.
 var ErrNotPrimary = errors.New("this node is no longer the primary")
+
+// ErrKept is wrapped by the refusal to take a standby out of the set when too
+// few would be left in it, and the config says to wait rather than go on.
+var ErrKept = errors.New("too few standbys would be left in sync, and on_standby_loss is block")
 
 // InSync keeps the set of standbys that the primary waits for, and lets
 // fsyncs wait for them. A standby leaves the set in the store of truth before
@@ -31,19 +25,27 @@ type InSync struct {
 	cfg InSyncConfig
 
 	mu      sync.Mutex
-	cond    *sync.Cond
 	members map[string]*member
-	// wanted is the highest LSN that an fsync waits for.
-	wanted uint64
+	// waiters are in the order in which they came.
+	waiters []*waiter
+	// wanted is, by level, the highest LSN that something waits for.
+	wanted [levels]uint64
 	active bool
 	stop   chan struct{}
 }
 
-// InSyncConfig is what an InSync needs. Durability and AckTimeout come from
-// the config file.
+// InSyncConfig is what an InSync needs.
 type InSyncConfig struct {
-	Durability Durability
 	AckTimeout time.Duration
+	// MinInSync, if not 0, is how many standbys must be in sync for anything to
+	// be acknowledged (on_standby_loss: block): the set never shrinks below it.
+	MinInSync int
+	// Near says of a standby that is not in sync whether it is so close to the
+	// end of the log that fsyncs may begin to wait for it. nil: always.
+	Near func(name string, applied uint64) bool
+	// Stopped says that writers are held up because a standby is too far behind
+	// (see Pacer). nil: never.
+	Stopped func() bool
 	// Last is the end of the primary's log.
 	Last func() uint64
 	// Persist writes the set to the store of truth, durably.
@@ -64,6 +66,8 @@ type member struct {
 	received, applied, durable uint64
 	trouble                    string
 	stalled                    time.Time
+	// kept: it would have left the set, were there others.
+	kept bool
 }
 
 // NewInSync makes an inactive set.
@@ -71,9 +75,7 @@ func NewInSync(cfg InSyncConfig) *InSync {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	s := &InSync{cfg: cfg, members: map[string]*member{}}
-	s.cond = sync.NewCond(&s.mu)
-	return s
+	return &InSync{cfg: cfg, members: map[string]*member{}}
 }
 
 // Start begins a primary's term with the set as the store of truth has it.
@@ -84,7 +86,7 @@ func (s *InSync) Start(set []string) {
 	for _, name := range set {
 		s.members[name] = &member{inSync: true, stored: true, counted: true}
 	}
-	s.wanted, s.active = 0, true
+	s.wanted, s.active = [levels]uint64{}, true
 	s.stop = make(chan struct{})
 	go s.watch(s.stop)
 }
@@ -98,34 +100,7 @@ func (s *InSync) Stop() {
 	}
 	s.active = false
 	close(s.stop)
-	s.cond.Broadcast()
-}
-
-// WaitDurable returns when the fsync at lsn is durable on every standby in
-// sync.
-func (s *InSync) WaitDurable(lsn uint64) error {
-	if s.cfg.Durability == Async {
-		return nil
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.wanted = max(s.wanted, lsn)
-	for !s.reached(lsn) {
-		if !s.active {
-			return ErrNotPrimary
-		}
-		s.cond.Wait()
-	}
-	return nil
-}
-
-func (s *InSync) reached(lsn uint64) bool {
-	for _, m := range s.members {
-		if m.counted && m.durable < lsn {
-			return false
-		}
-	}
-	return true
+	s.release()
 }
 
 func (s *InSync) member(name string) *member {
@@ -175,11 +150,11 @@ func (s *InSync) Ack(name string, received, applied, durable uint64) {
 	// While an fsync is under way there (applied is past durable), only its
 	// end is progress: an fsync that hangs must not hide behind traffic.
 	if durable > m.durable || m.applied <= m.durable && (received > m.received || applied > m.applied) {
-		m.stalled = time.Time{}
+		m.stalled, m.kept = time.Time{}, false
 	}
 	m.received, m.applied, m.durable = max(m.received, received), max(m.applied, applied), max(m.durable, durable)
 	s.tryJoin(name, m)
-	s.cond.Broadcast()
+	s.release()
 }
 
 func (s *InSync) tryJoin(name string, m *member) {
@@ -192,6 +167,9 @@ func (s *InSync) tryJoin(name string, m *member) {
 // for it, then, when it has all that was acknowledged before, it is in sync.
 func (s *InSync) join(name string, m *member) {
 	if !m.counted {
+		if s.cfg.Near != nil && !s.cfg.Near(name, m.applied) {
+			return // what waited for it would wait for long
+		}
 		m.counted = true
 		m.joinAt = s.cfg.Last()
 		if m.durable < m.joinAt || m.applied < m.joinAt {
@@ -205,34 +183,40 @@ func (s *InSync) join(name string, m *member) {
 		return
 	}
 	s.cfg.Log.Info("standby is in sync", zap.String("peer", name), zap.Uint64("lsn", m.durable))
+	s.release()
 }
 
-// Reset forgets a standby's progress: it begins anew with a complete copy.
+// Reset forgets a standby's progress: it begins anew with a complete copy, with
+// which it has nothing that counts. So it leaves the set in any case.
 func (s *InSync) Reset(name string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := s.drop(name, "it needs a complete copy"); err != nil {
+	if err := s.takeOut(name, "it needs a complete copy"); err != nil {
 		return err
 	}
 	delete(s.members, name)
 	return nil
 }
 
-// Trouble notes that a standby stands still; it leaves the set.
+// Trouble notes that a standby stands still, or, with "", that it does no more.
+// It leaves the set, unless that has to be waited for.
 func (s *InSync) Trouble(name, what string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	m := s.member(name)
 	m.trouble = what
-	if what != "" {
-		return s.drop(name, what)
+	if what == "" {
+		m.joinAt = s.cfg.Last()
+		return nil
 	}
-	m.joinAt = s.cfg.Last()
+	if err := s.drop(name, what); err != nil && !errors.Is(err, ErrKept) {
+		return err
+	}
 	return nil
 }
 
 // Drop takes a standby out of the set. When it returns nil, the store of
-// truth says so and fsyncs no longer wait for it.
+// truth says so and fsyncs no longer wait for it. ErrKept says that it stays.
 func (s *InSync) Drop(name, reason string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -240,6 +224,18 @@ func (s *InSync) Drop(name, reason string) error {
 }
 
 func (s *InSync) drop(name, reason string) error {
+	if m := s.members[name]; m != nil && m.inSync && s.active && s.count()-1 < s.cfg.MinInSync {
+		if !m.kept {
+			m.kept = true
+			s.cfg.Log.Warn("waiting for a standby: it is not let go of", zap.String("peer", name), zap.String("reason", reason))
+		}
+		return fmt.Errorf("keep %s in the in-sync set: %w", name, ErrKept)
+	}
+	return s.takeOut(name, reason)
+}
+
+// takeOut is drop whatever the config says about the last ones.
+func (s *InSync) takeOut(name, reason string) error {
 	m := s.members[name]
 	if m == nil || !s.active || !m.counted && !m.inSync && !m.stored {
 		return nil
@@ -256,8 +252,19 @@ func (s *InSync) drop(name, reason string) error {
 	}
 	m.counted, m.stalled = false, time.Time{}
 	m.joinAt = s.cfg.Last()
-	s.cond.Broadcast()
+	s.release()
 	return nil
+}
+
+// count is how many are in sync.
+func (s *InSync) count() int {
+	n := 0
+	for _, m := range s.members {
+		if m.inSync {
+			n++
+		}
+	}
+	return n
 }
 
 // set lists the members in sync.
@@ -321,16 +328,17 @@ func (s *InSync) Check() {
 		return
 	}
 	now, last := s.cfg.Now(), s.cfg.Last()
+	stopped := s.cfg.Stopped != nil && s.cfg.Stopped()
 	for name, m := range s.members {
 		s.tryJoin(name, m)
-		behind := m.durable < s.wanted || m.received < last
+		behind := m.durable < s.wanted[Durable] || m.applied < s.wanted[Applied] || m.received < last || stopped && m.applied < last
 		switch {
 		case !m.counted || !behind:
 			m.stalled = time.Time{}
 		case m.stalled.IsZero():
 			m.stalled = now
 		case now.Sub(m.stalled) >= s.cfg.AckTimeout:
-			if err := s.drop(name, fmt.Sprintf("no progress for %s", s.cfg.AckTimeout)); err != nil {
+			if err := s.drop(name, fmt.Sprintf("no progress for %s", s.cfg.AckTimeout)); err != nil && !errors.Is(err, ErrKept) {
 				// Nothing is acknowledged without it; tried again.
 				s.cfg.Log.Error("cannot write the in-sync set; fsyncs wait", zap.Error(err))
 			}

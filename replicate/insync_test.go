@@ -1,6 +1,7 @@
 package replicate
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -36,12 +37,18 @@ type inSyncRig struct {
 	onPersist func(set []string)
 }
 
-func newInSyncRig(t *testing.T, d Durability, set ...string) *inSyncRig {
+func newInSyncRig(t *testing.T, set ...string) *inSyncRig {
+	t.Helper()
+	return newBlockingRig(t, 0, set...)
+}
+
+// newBlockingRig is one that wants a number of standbys in sync.
+func newBlockingRig(t *testing.T, minInSync int, set ...string) *inSyncRig {
 	t.Helper()
 	quiet := goleak.IgnoreCurrent()
 	r := &inSyncRig{t: t, persisted: set}
 	r.InSync = NewInSync(InSyncConfig{
-		Durability: d, AckTimeout: ackTimeout, Last: r.last.Load, Now: r.clock.now, Log: zap.NewNop(), Persist: r.persist,
+		AckTimeout: ackTimeout, MinInSync: minInSync, Last: r.last.Load, Now: r.clock.now, Log: zap.NewNop(), Persist: r.persist,
 	})
 	r.Start(set)
 	t.Cleanup(func() {
@@ -95,9 +102,9 @@ func (r *inSyncRig) fsync() (lsn uint64, done <-chan error) {
 	// So that it counts as waiting in what follows.
 	for deadline := time.Now().Add(time.Minute); ; {
 		r.InSync.mu.Lock()
-		wanted := r.wanted
+		wanted := r.wanted[Durable]
 		r.InSync.mu.Unlock()
-		if wanted >= lsn || r.cfg.Durability == Async || !time.Now().Before(deadline) {
+		if wanted >= lsn || len(c) > 0 || !time.Now().Before(deadline) {
 			return lsn, c
 		}
 		time.Sleep(100 * time.Microsecond)
@@ -126,7 +133,7 @@ func (r *inSyncRig) waits(done <-chan error) {
 }
 
 func TestFsyncWaitsForEveryMember(t *testing.T) {
-	r := newInSyncRig(t, Fsync, "b", "c")
+	r := newInSyncRig(t, "b", "c")
 	lsn, done := r.fsync()
 	r.waits(done)
 	r.Ack("b", lsn, lsn, lsn)
@@ -139,7 +146,7 @@ func TestFsyncWaitsForEveryMember(t *testing.T) {
 }
 
 func TestFsyncDoesNotWaitForOthers(t *testing.T) {
-	r := newInSyncRig(t, Fsync)
+	r := newInSyncRig(t)
 	_, done := r.fsync()
 	r.released(done) // nobody is in sync
 	r.last.Add(1)
@@ -149,15 +156,8 @@ func TestFsyncDoesNotWaitForOthers(t *testing.T) {
 	r.wantSet()
 }
 
-func TestAsyncWaitsForNobody(t *testing.T) {
-	r := newInSyncRig(t, Async, "b")
-	_, done := r.fsync()
-	r.released(done)
-	r.wantSet("b")
-}
-
 func TestAcksNeverGoBack(t *testing.T) {
-	r := newInSyncRig(t, Fsync, "b")
+	r := newInSyncRig(t, "b")
 	lsn, _ := r.fsync()
 	r.Ack("b", lsn, lsn, lsn)
 	r.Ack("b", 0, 0, 0)
@@ -183,7 +183,7 @@ func TestDropPersistsBeforeWaitersAreReleased(t *testing.T) {
 	}
 	for name, drop := range drops {
 		t.Run(name, func(t *testing.T) {
-			r := newInSyncRig(t, Fsync, "b")
+			r := newInSyncRig(t, "b")
 			_, done := r.fsync()
 			r.onPersist = func(set []string) {
 				// The write takes its time: nobody may be released in it.
@@ -212,7 +212,7 @@ func TestFailedPersistReleasesNobody(t *testing.T) {
 	}
 	for name, drop := range drops {
 		t.Run(name, func(t *testing.T) {
-			r := newInSyncRig(t, Fsync, "b")
+			r := newInSyncRig(t, "b")
 			_, done := r.fsync()
 			broken := errors.New("etcd is away")
 			r.failing(broken)
@@ -230,7 +230,7 @@ func TestFailedPersistReleasesNobody(t *testing.T) {
 		})
 	}
 	t.Run("timeout", func(t *testing.T) {
-		r := newInSyncRig(t, Fsync, "b")
+		r := newInSyncRig(t, "b")
 		_, done := r.fsync()
 		r.failing(errors.New("etcd is away"))
 		r.Check()
@@ -246,7 +246,7 @@ func TestFailedPersistReleasesNobody(t *testing.T) {
 }
 
 func TestTimeoutCountsFromTheLastProgress(t *testing.T) {
-	r := newInSyncRig(t, Fsync, "b")
+	r := newInSyncRig(t, "b")
 	r.Ack("b", 0, 0, 0)
 	// Idle for long is not standing still.
 	r.Check()
@@ -274,7 +274,7 @@ func TestTimeoutCountsFromTheLastProgress(t *testing.T) {
 }
 
 func TestAnAckOfNothingNewIsNoProgress(t *testing.T) {
-	r := newInSyncRig(t, Fsync, "b")
+	r := newInSyncRig(t, "b")
 	_, done := r.fsync()
 	r.Check()
 	r.clock.advance(ackTimeout)
@@ -287,7 +287,7 @@ func TestAnAckOfNothingNewIsNoProgress(t *testing.T) {
 // A standby whose disk hangs in fsync still receives and applies: that is no
 // progress for who waits for the fsync.
 func TestAStandbyThatOnlyReceivesIsDropped(t *testing.T) {
-	r := newInSyncRig(t, Fsync, "b")
+	r := newInSyncRig(t, "b")
 	_, done := r.fsync()
 	for range 20 {
 		lsn := r.last.Add(1)
@@ -307,7 +307,7 @@ func TestAStandbyThatOnlyReceivesIsDropped(t *testing.T) {
 }
 
 func TestDisconnectedMemberLeavesWhenSomethingIsWritten(t *testing.T) {
-	r := newInSyncRig(t, Fsync, "b")
+	r := newInSyncRig(t, "b")
 	r.Connected("b")
 	r.Ack("b", 0, 0, 0)
 	r.Disconnected("b")
@@ -324,7 +324,7 @@ func TestDisconnectedMemberLeavesWhenSomethingIsWritten(t *testing.T) {
 }
 
 func TestJoinInTwoSteps(t *testing.T) {
-	r := newInSyncRig(t, Fsync)
+	r := newInSyncRig(t)
 	for range 10 {
 		_, done := r.fsync()
 		r.released(done)
@@ -347,7 +347,7 @@ func TestJoinInTwoSteps(t *testing.T) {
 }
 
 func TestJoinNeedsAppliedAndDurable(t *testing.T) {
-	r := newInSyncRig(t, Fsync)
+	r := newInSyncRig(t)
 	r.last.Store(10)
 	r.Connected("b")
 	r.Ack("b", 10, 10, 9)
@@ -357,7 +357,7 @@ func TestJoinNeedsAppliedAndDurable(t *testing.T) {
 }
 
 func TestAckWithoutConnectionDoesNotJoin(t *testing.T) {
-	r := newInSyncRig(t, Fsync)
+	r := newInSyncRig(t)
 	r.last.Store(10)
 	r.Ack("b", 10, 10, 10)
 	r.wantSet()
@@ -368,7 +368,7 @@ func TestAckWithoutConnectionDoesNotJoin(t *testing.T) {
 }
 
 func TestDisconnectedWhileJoiningReleasesWaiters(t *testing.T) {
-	r := newInSyncRig(t, Fsync)
+	r := newInSyncRig(t)
 	r.last.Store(10)
 	r.Connected("b")
 	r.last.Store(11)
@@ -383,7 +383,7 @@ func TestDisconnectedWhileJoiningReleasesWaiters(t *testing.T) {
 }
 
 func TestFailedPersistJoinsNobody(t *testing.T) {
-	r := newInSyncRig(t, Fsync)
+	r := newInSyncRig(t)
 	r.last.Store(10)
 	r.failing(errors.New("etcd is away"))
 	r.Connected("b")
@@ -399,7 +399,7 @@ func TestFailedPersistJoinsNobody(t *testing.T) {
 
 // A write whose error is a timeout may have been made all the same.
 func TestDropAfterAJoinOfUnknownOutcomePersists(t *testing.T) {
-	r := newInSyncRig(t, Fsync)
+	r := newInSyncRig(t)
 	r.last.Store(10)
 	r.Connected("b")
 	r.onPersist = func(set []string) { r.persisted = slices.Clone(set) } // it is made
@@ -418,7 +418,7 @@ func TestDropAfterAJoinOfUnknownOutcomePersists(t *testing.T) {
 }
 
 func TestTrouble(t *testing.T) {
-	r := newInSyncRig(t, Fsync, "b")
+	r := newInSyncRig(t, "b")
 	r.Connected("b")
 	lsn, done := r.fsync()
 	if err := r.Trouble("b", "no space left"); err != nil {
@@ -441,7 +441,7 @@ func TestTrouble(t *testing.T) {
 // The acknowledgement may overtake the news that the trouble is over; on a
 // quiet primary no other follows.
 func TestTroubleOverAfterTheLastAck(t *testing.T) {
-	r := newInSyncRig(t, Fsync, "b")
+	r := newInSyncRig(t, "b")
 	r.Connected("b")
 	r.last.Store(10)
 	if err := r.Trouble("b", "no space left"); err != nil {
@@ -456,7 +456,7 @@ func TestTroubleOverAfterTheLastAck(t *testing.T) {
 }
 
 func TestAFailedJoinIsTriedAgainWithoutNews(t *testing.T) {
-	r := newInSyncRig(t, Fsync)
+	r := newInSyncRig(t)
 	r.last.Store(10)
 	r.Connected("b")
 	r.failing(errors.New("etcd is away"))
@@ -467,7 +467,7 @@ func TestAFailedJoinIsTriedAgainWithoutNews(t *testing.T) {
 }
 
 func TestResetForgetsProgress(t *testing.T) {
-	r := newInSyncRig(t, Fsync, "b")
+	r := newInSyncRig(t, "b")
 	r.last.Store(10)
 	r.Connected("b")
 	r.Ack("b", 10, 10, 10)
@@ -487,7 +487,7 @@ func TestResetForgetsProgress(t *testing.T) {
 }
 
 func TestStopTellsEveryWaiter(t *testing.T) {
-	r := newInSyncRig(t, Fsync, "b")
+	r := newInSyncRig(t, "b")
 	var waiting []<-chan error
 	for range 5 {
 		_, done := r.fsync()
@@ -518,7 +518,7 @@ func TestStopTellsEveryWaiter(t *testing.T) {
 
 // What happens after the term belongs to the next primary's set.
 func TestNothingIsPersistedAfterStop(t *testing.T) {
-	r := newInSyncRig(t, Fsync, "b")
+	r := newInSyncRig(t, "b")
 	r.last.Store(10)
 	r.Connected("c")
 	r.Stop()
@@ -532,7 +532,7 @@ func TestNothingIsPersistedAfterStop(t *testing.T) {
 }
 
 func TestANewTermBeginsWithTheStoredSet(t *testing.T) {
-	r := newInSyncRig(t, Fsync, "b")
+	r := newInSyncRig(t, "b")
 	r.last.Store(10)
 	r.Ack("b", 10, 10, 10)
 	r.Stop()
@@ -552,7 +552,7 @@ func (r *inSyncRig) wantSetMemory(want ...string) {
 }
 
 func TestWaitApplied(t *testing.T) {
-	r := newInSyncRig(t, Fsync, "b")
+	r := newInSyncRig(t, "b")
 	r.last.Store(10)
 	r.Ack("b", 10, 10, 9)
 	done := make(chan error, 1)
@@ -591,7 +591,7 @@ type i5Standby struct {
 
 func runI5(t *testing.T, seed uint64) {
 	standbys := []*i5Standby{{name: "b"}, {name: "c"}}
-	r := newInSyncRig(t, Fsync, "b")
+	r := newInSyncRig(t, "b")
 	var acked uint64 // under r.mu
 	var joins int
 	rng := rand.New(rand.NewPCG(seed, 7))
@@ -700,5 +700,182 @@ func (s *i5Standby) run(r *inSyncRig, rng *rand.Rand, stop <-chan struct{}) {
 				r.Ack(s.name, last, now, now-rng.Uint64N(min(now+1, 3)))
 			}
 		}
+	}
+}
+
+// TestBlockKeepsTheLast: with on_standby_loss block no standby leaves the set
+// that would leave too few, whatever it does, and what waits goes on waiting.
+func TestBlockKeepsTheLast(t *testing.T) {
+	r := newBlockingRig(t, 1, "b", "c")
+	lsn, done := r.fsync()
+	r.Ack("c", lsn, lsn, lsn)
+	r.Check()
+	r.clock.advance(ackTimeout)
+	r.Check() // b goes: c is left
+	r.released(done)
+	r.wantSet("c")
+
+	lsn, done = r.fsync()
+	since := r.clock.now()
+	r.Check()
+	r.clock.advance(2 * ackTimeout)
+	r.Check()
+	if err := r.Trouble("c", "no space"); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Drop("c", "test"); !errors.Is(err, ErrKept) {
+		t.Errorf("the last one was let go of: %v", err)
+	}
+	r.Disconnected("c")
+	r.waits(done)
+	r.wantSet("c")
+	if w := r.Waiting(); w.Count != 1 || !w.Since.Equal(since) || !w.Enough || !slices.Equal(w.Kept, []string{"c"}) {
+		t.Errorf("waiting: %+v", w)
+	}
+	r.Connected("c")
+	r.Ack("c", lsn, lsn, lsn)
+	r.released(done)
+	if w := r.Waiting(); w.Count != 0 || len(w.Kept) != 0 {
+		t.Errorf("waiting: %+v", w)
+	}
+
+	// What it has is about to be deleted: it must not be in the set.
+	if err := r.Reset("c"); err != nil {
+		t.Fatal(err)
+	}
+	r.wantSet()
+	_, done = r.fsync()
+	r.waits(done)
+}
+
+// TestBlockBeginsEmpty: with nobody in sync nothing is acknowledged until
+// somebody is, who has it by then.
+func TestBlockBeginsEmpty(t *testing.T) {
+	r := newBlockingRig(t, 2)
+	lsn, done := r.fsync()
+	r.waits(done)
+	if w := r.Waiting(); w.Count != 1 || w.Enough || w.InSync != 0 {
+		t.Errorf("waiting: %+v", w)
+	}
+	r.Connected("b")
+	r.Ack("b", lsn, lsn, lsn)
+	r.wantSet("b")
+	r.waits(done)
+	r.Connected("c")
+	r.Ack("c", lsn, lsn, lsn)
+	r.released(done)
+	r.wantSet("b", "c")
+	_, done = r.fsync()
+	r.Stop()
+	if err := <-done; !errors.Is(err, ErrNotPrimary) {
+		t.Errorf("what waited at the end of the term got %v", err)
+	}
+}
+
+// TestLevels: each level waits for what its name says.
+func TestLevels(t *testing.T) {
+	r := newInSyncRig(t, "b")
+	const lsn = 5
+	r.last.Store(lsn)
+	var done [levels]chan error
+	for l := range levels {
+		done[l] = make(chan error, 1)
+		go func() { done[l] <- r.Wait(t.Context(), l, lsn) }()
+	}
+	eventually(t, "all wait", func() bool { return r.Waiting().Count == int(levels) })
+	for l, ack := range [][3]uint64{{lsn, 4, 4}, {lsn, lsn, 4}, {lsn, lsn, lsn}} {
+		for _, later := range done[l:] {
+			r.waits(later)
+		}
+		r.Ack("b", ack[0], ack[1], ack[2])
+		r.released(done[l])
+	}
+	// One that gives up leaves nothing behind.
+	ctx, cancel := context.WithCancelCause(t.Context())
+	gone := make(chan error, 1)
+	go func() { gone <- r.Wait(ctx, Applied, lsn+1) }()
+	eventually(t, "it waits", func() bool { return r.Waiting().Count == 1 })
+	why := errors.New("enough")
+	cancel(why)
+	if err := <-gone; !errors.Is(err, why) || r.Waiting().Count != 0 {
+		t.Errorf("gave up with %v, %+v", err, r.Waiting())
+	}
+}
+
+// TestFarAway: a standby that has what there was when it came, but is far
+// behind what came meanwhile, is not waited for yet.
+func TestFarAway(t *testing.T) {
+	r := newInSyncRig(t)
+	var near atomic.Bool
+	r.cfg.Near = func(string, uint64) bool { return near.Load() }
+	r.last.Store(10)
+	r.Connected("b")
+	r.last.Store(1000)
+	r.Ack("b", 10, 10, 10)
+	_, done := r.fsync()
+	r.released(done)
+	near.Store(true)
+	r.Ack("b", 11, 11, 11)
+	lsn, done := r.fsync()
+	r.waits(done)
+	r.Ack("b", lsn, lsn, lsn)
+	r.released(done)
+	r.wantSet("b")
+}
+
+// TestStoppedWriters: a standby that has received all and applies nothing while
+// writers are held up for it stands still.
+func TestStoppedWriters(t *testing.T) {
+	r := newInSyncRig(t, "b")
+	var stopped atomic.Bool
+	r.cfg.Stopped = stopped.Load
+	r.last.Store(10)
+	r.Ack("b", 10, 5, 5)
+	check := func() {
+		for range 3 {
+			r.Check()
+			r.clock.advance(ackTimeout)
+		}
+	}
+	check()
+	r.wantSet("b")
+	stopped.Store(true)
+	check()
+	r.wantSet()
+}
+
+// TestGroupCommit: one acknowledgement lets go all whom it concerns, and nobody
+// else.
+func TestGroupCommit(t *testing.T) {
+	r := newInSyncRig(t, "b", "c")
+	const fsyncs = 200
+	r.last.Store(fsyncs)
+	done := make(chan uint64, fsyncs)
+	for lsn := uint64(1); lsn <= fsyncs; lsn++ {
+		go func() {
+			if err := r.WaitDurable(lsn); err != nil {
+				t.Error(err)
+			}
+			done <- lsn
+		}()
+	}
+	eventually(t, "all wait", func() bool { return r.Waiting().Count == fsyncs })
+	r.Ack("b", fsyncs, fsyncs, fsyncs)
+	if n := r.Waiting().Count; n != fsyncs {
+		t.Errorf("%d wait for the other standby, want all %d", n, fsyncs)
+	}
+	const half = fsyncs / 2
+	r.Ack("c", fsyncs, fsyncs, half)
+	for range half {
+		if lsn := <-done; lsn > half {
+			t.Errorf("the fsync at %d was acknowledged when %d was durable", lsn, half)
+		}
+	}
+	if n := r.Waiting().Count; n != fsyncs-half {
+		t.Errorf("%d wait, want %d", n, fsyncs-half)
+	}
+	r.Ack("c", fsyncs, fsyncs, fsyncs)
+	for range fsyncs - half {
+		<-done
 	}
 }

@@ -262,6 +262,11 @@ func (s *Standby) answerOnce(stream wire.Replication_StreamServer, l *link) erro
 	l.out = nil
 	l.mu.Unlock()
 	st := s.applier.State()
+	if st.Suspect != "" && !Copying(st) {
+		// An fsync failed, of which the kernel forgets what it could not write:
+		// only a copy helps. The primary learns that from the next greeting.
+		return status.Errorf(codes.Aborted, "the store of %s is suspect: %s", s.cfg.Node, st.Suspect)
+	}
 	received := max(s.cfg.Log.Last(), st.Applied)
 	ack := &wire.Ack{Received: received, Applied: min(st.Applied, received), Durable: min(st.Durable, st.Applied)}
 	for _, up := range out {

@@ -312,7 +312,7 @@ func (c *pair) persist(set []string) error {
 func (c *pair) run() {
 	c.t.Helper()
 	c.inSync = NewInSync(InSyncConfig{
-		Durability: Fsync, AckTimeout: c.timeout, Last: c.p.log.Last, Persist: c.persist, Log: testLog(),
+		AckTimeout: c.timeout, Last: c.p.log.Last, Persist: c.persist, Log: testLog(),
 	})
 	c.inSync.Start(c.stored)
 	sc := c.spill

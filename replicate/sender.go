@@ -155,7 +155,7 @@ func (s *Sender) failed(err error) (streamed bool) {
 		text = "connection closed"
 	}
 	s.mu.Lock()
-	streamed = s.status.State == stateStreaming || s.status.State == stateSyncing || s.status.State == stateCatchingUp
+	streamed = s.status.State == stateStreaming || s.status.State == stateCatchingUp || s.status.State == stateSyncing && state != "refused"
 	news := s.status.State != state || s.status.Error != text
 	s.status.State, s.status.Error, s.status.Copy, s.status.CatchUp = state, text, nil, nil
 	s.mu.Unlock()

@@ -415,9 +415,11 @@ func (s *Standby) prepareCopy(start *wire.Start, primary *wire.NodeState) error 
 	// Suspect first: with the primary's history, the old position would mean
 	// something else.
 	diverged := start.GetDiverged()
-	reason := copyReason + start.GetReason()
+	// It is the reason of the next attempt if this one fails.
+	why := strings.TrimPrefix(start.GetReason(), asideReason)
+	reason := copyReason + why
 	if diverged {
-		reason = "divergent data is being moved aside: " + start.GetReason()
+		reason = asideReason + why
 	}
 	if err := s.applier.MarkSuspect(reason); err != nil {
 		return err
@@ -428,10 +430,10 @@ func (s *Standby) prepareCopy(start *wire.Start, primary *wire.NodeState) error 
 	}
 	// Until the copy is complete, this store is nothing.
 	if diverged {
-		if err := s.moveAside(start.GetReason()); err != nil {
+		if err := s.moveAside(why); err != nil {
 			return err
 		}
-		if err := s.applier.MarkSuspect(copyReason + start.GetReason()); err != nil {
+		if err := s.applier.MarkSuspect(copyReason + why); err != nil {
 			return err
 		}
 	}
@@ -451,6 +453,9 @@ func (s *Standby) prepareCopy(start *wire.Start, primary *wire.NodeState) error 
 // copyReason begins the reason of a suspect store whose content came from the
 // primary or is on its way: nothing of it is worth keeping.
 const copyReason = "complete copy: "
+
+// asideReason begins that of one which is not empty yet.
+const asideReason = "divergent data is being moved aside: "
 
 // Copying tells whether a store is in the middle of a complete copy.
 func Copying(st apply.State) bool {

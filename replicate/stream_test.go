@@ -239,6 +239,39 @@ func TestDivergentStandbyIsMovedAside(t *testing.T) {
 	}
 }
 
+// TestCopyRefused: a standby that cannot move its content aside refuses the copy
+// until it can; its reason stays what it was, and its content where it is.
+func TestCopyRefused(t *testing.T) {
+	c := newPair(t)
+	precious := filepath.Join(c.s.store, "precious")
+	if err := os.WriteFile(precious, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	inTheWay := filepath.Join(c.s.base, "salvage")
+	if err := os.WriteFile(inTheWay, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.run()
+	for range 3 {
+		eventually(t, "it is refused", func() bool { return c.sender.Status().State == "refused" })
+		eventually(t, "it is tried again", func() bool { return c.sender.Status().State != "refused" })
+	}
+	if got := c.s.Applier().State().Suspect; strings.Count(got, asideReason) != 1 {
+		t.Errorf("the reason is %q", got)
+	}
+	if _, err := os.Stat(precious); err != nil {
+		t.Error(err)
+	}
+	if err := os.Remove(inTheWay); err != nil {
+		t.Fatal(err)
+	}
+	c.joined()
+	c.same()
+	if files := c.s.salvaged(); len(files) != 1 || filepath.Base(files[0]) != "precious" {
+		t.Errorf("moved aside: %v", files)
+	}
+}
+
 // What is received but not applied is no data yet: it is dropped, not
 // salvaged, and no copy is needed.
 func TestDivergentReceivedTailIsCut(t *testing.T) {

@@ -29,7 +29,7 @@ type StandbyLoss string
 // The answers to a lost standby.
 const (
 	LossDegrade StandbyLoss = "degrade" // go on without it
-	LossBlock   StandbyLoss = "block"   // stop writes until it is back
+	LossBlock   StandbyLoss = "block"   // let what asks for durability wait
 )
 
 // Compression of the replication stream.
@@ -124,8 +124,13 @@ type Replication struct {
 	Paths         []PathRule  `yaml:"paths"`
 	Exclude       []string    `yaml:"exclude"`
 	OnStandbyLoss StandbyLoss `yaml:"on_standby_loss"`
-	AckTimeout    Duration    `yaml:"ack_timeout"`
-	MaxLagBytes   ByteSize    `yaml:"max_lag_bytes"`
+	// MinInSync is how many standbys have to be in sync with LossBlock.
+	MinInSync  int      `yaml:"min_in_sync"`
+	AckTimeout Duration `yaml:"ack_timeout"`
+	// MaxLagBytes and MaxLag bound how far a standby may be behind; MaxLag 0
+	// is no bound.
+	MaxLagBytes ByteSize `yaml:"max_lag_bytes"`
+	MaxLag      Duration `yaml:"max_lag"`
 	// Ring is the size of the log's part in memory.
 	Ring ByteSize `yaml:"ring"`
 	// DrainTimeout is how long a planned stop waits for the standbys.
@@ -249,6 +254,7 @@ func defaults() *Config {
 			Durability:    DurabilityFsync,
 			Exclude:       []string{"lost+found/"},
 			OnStandbyLoss: LossDegrade,
+			MinInSync:     1,
 			AckTimeout:    Duration(3 * time.Second),
 			MaxLagBytes:   1 << 30,
 			Ring:          64 << 20,

@@ -87,13 +87,13 @@ func TestFull(t *testing.T) {
 		Durability:    DurabilitySync,
 		Paths:         []PathRule{{"gitlab-rails/shared/artifacts/**", DurabilityAsync}},
 		Exclude:       []string{"lost+found/", "**/*.tmp"},
-		OnStandbyLoss: LossBlock,
-		AckTimeout:    Duration(4 * time.Second),
-		MaxLagBytes:   2 << 30,
-		Ring:          32 << 20,
-		DrainTimeout:  Duration(time.Minute),
-		Journal:       Journal{9e9},
-		Compression:   CompressionZstd,
+		OnStandbyLoss: LossBlock, MinInSync: 1,
+		AckTimeout:   Duration(4 * time.Second),
+		MaxLagBytes:  2 << 30,
+		Ring:         32 << 20,
+		DrainTimeout: Duration(time.Minute),
+		Journal:      Journal{9e9},
+		Compression:  CompressionZstd,
 	}
 	for _, p := range []struct{ got, want any }{
 		{c.Replication, wantReplication},
@@ -125,7 +125,7 @@ func TestFull(t *testing.T) {
 func TestDefaults(t *testing.T) {
 	c := mustParse(t, small)
 	want := Replication{
-		Durability: DurabilityFsync, Exclude: []string{"lost+found/"}, OnStandbyLoss: LossDegrade,
+		Durability: DurabilityFsync, Exclude: []string{"lost+found/"}, OnStandbyLoss: LossDegrade, MinInSync: 1,
 		AckTimeout: Duration(3 * time.Second), MaxLagBytes: 1 << 30, Ring: 64 << 20,
 		DrainTimeout: Duration(10 * time.Second), Journal: Journal{8 << 30}, Compression: CompressionNone,
 	}

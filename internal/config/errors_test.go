@@ -112,6 +112,9 @@ func TestErrors(t *testing.T) {
 		{"bad size", "durability: fsync", "ring: much", 13, `replication.ring: "much" has the unknown unit`},
 		{"size with half a unit", "durability: fsync", "ring: 64M", 13, `"64M" has the unknown unit "M": want a number of bytes such as 64MiB`},
 		{"small ring", "durability: fsync", "ring: 1KiB", 13, "replication.ring 1KiB is too small: it must be at least 64KiB"},
+		{"no standby to wait for", "durability: fsync", "on_standby_loss: block\n  min_in_sync: 2", 14, "replication.min_in_sync 2 can never be reached: there are 1 nodes with data beside the primary"},
+		{"none to wait for", "durability: fsync", "on_standby_loss: block\n  min_in_sync: 0", 14, "replication.min_in_sync 0 is too small"},
+		{"short max_lag", "durability: fsync", "max_lag: 10ms", 13, "replication.max_lag 10ms is too short: it must be at least 200ms"},
 		{"zero lag", "durability: fsync", "max_lag_bytes: 0", 13, "replication.max_lag_bytes 0B is too small"},
 		{"small journal", "durability: fsync", "journal: {max_bytes: 127MiB}", 13, "replication.journal.max_bytes 127MiB is too small: it must be at least twice replication.ring and 16MiB, here 128MiB"},
 		{"ring larger than the journal", "durability: fsync", "ring: 5GiB", 13, "replication.journal.max_bytes 8GiB is too small"},
@@ -236,10 +239,6 @@ func TestUnsupported(t *testing.T) {
 		"config f.yaml:19: metrics is not supported by this version: remove it",
 		`config f.yaml:14: metrics of node "gl-2" is not supported by this version: remove it`,
 		`config f.yaml:17: witness node "gl-w" is not supported by this version: remove its entry`,
-		"config f.yaml:22: replication.durability sync is not supported by this version: set `durability: fsync` or `durability: async`",
-		"config f.yaml:23: replication.paths is not supported by this version: remove it",
-		"config f.yaml:25: replication.on_standby_loss block is not supported by this version: set `on_standby_loss: degrade`",
-		"config f.yaml:27: replication.max_lag_bytes is not supported by this version: remove it; `replication.ring` bounds how far a standby may be behind",
 		"config f.yaml:31: replication.compression zstd is not supported by this version: set `compression: none`",
 		"config f.yaml:33: election.mode etcd is not supported by this version: set `election.mode: manual`",
 		"config f.yaml:37: vip is not supported by this version: remove it",
@@ -252,12 +251,12 @@ func TestUnsupported(t *testing.T) {
 	}
 
 	for text, want := range map[string]string{
-		strings.Replace(small, "{mode: manual}", "{ttl: 3s}", 1):      "config f.yaml:6: election.mode is not set, which means etcd",
-		strings.Replace(small, "election: {mode: manual}\n", "", 1):   "config f.yaml: election.mode is not set, which means etcd",
-		small + "replication: {durability: received}\n":               "config f.yaml:7: replication.durability received",
-		small + "replication: {durability: async}\n":                  "",
-		small + "health: []\nhooks: {}\nnotify: {smtp: {}}\n":         "",
-		small + "replication: {paths: [], compression: none}\nvip:\n": "",
+		small + "replication: {durability: sync, paths: [{match: \"**\", durability: received}], max_lag: 5s, max_lag_bytes: 1MiB}\n": "",
+		strings.Replace(small, "{mode: manual}", "{ttl: 3s}", 1):                                                                      "config f.yaml:6: election.mode is not set, which means etcd",
+		strings.Replace(small, "election: {mode: manual}\n", "", 1):                                                                   "config f.yaml: election.mode is not set, which means etcd",
+		small + "replication: {durability: async}\n":                                                                                  "",
+		small + "health: []\nhooks: {}\nnotify: {smtp: {}}\n":                                                                         "",
+		small + "replication: {paths: [], compression: none}\nvip:\n":                                                                 "",
 	} {
 		errs := mustParse(t, text).Unsupported()
 		if want == "" {

@@ -92,10 +92,17 @@ tls:
   key: /etc/replfs/pki/node.key
 
 replication:
-  # fsync: an application's fsync returns when the data is on the disks of both
-  # nodes. async: when it is on this node's disk; a failover may lose the last
-  # moments.
+  # When an application's fsync returns:
+  # fsync: when the data is on the disks of both nodes.
+  # received: when it is on this node's disk and in the other one's memory.
+  # async: when it is on this node's disk; a failover may lose the last moments.
+  # sync: as fsync; and every other change waits until the other node shows it.
   durability: fsync
+
+  # Paths with a durability of their own; the first that matches counts. The
+  # patterns are those of exclude.
+  #paths:
+  #  - {match: "gitlab-rails/shared/artifacts/**", durability: async}
 
   # What never travels, relative to the mount. A trailing / means a directory
   # with all below it; ** matches any number of directories.
@@ -103,6 +110,16 @@ replication:
 
   # How long to wait for a standby before going on without it.
   #ack_timeout: 3s
+
+  # degrade: go on without a standby that is lost. block: every fsync waits while
+  # fewer than min_in_sync standbys are in sync, for as long as it takes.
+  #on_standby_loss: degrade
+  #min_in_sync: 1
+
+  # How far a standby in sync may be behind: writers are slowed down from half of
+  # it on, and wait at the bound. max_lag bounds the time as well, 0s does not.
+  #max_lag_bytes: 1GiB
+  #max_lag: 0s
 
   # The log of changes, in shared memory.
   #ring: 64MiB

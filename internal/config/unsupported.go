@@ -25,20 +25,6 @@ func (c *Config) Unsupported() []error {
 		}
 	}
 	r := &c.Replication
-	if r.Durability == DurabilityReceived || r.Durability == DurabilitySync {
-		add("replication.durability", "replication.durability %s is not supported by this version: set `durability: fsync` or `durability: async`", r.Durability)
-	}
-	if len(r.Paths) > 0 {
-		add("replication.paths", "replication.paths"+remove)
-	}
-	if r.OnStandbyLoss == LossBlock {
-		add("replication.on_standby_loss", "replication.on_standby_loss block is not supported by this version: set `on_standby_loss: degrade`")
-	}
-	for _, key := range []string{"max_lag_bytes"} {
-		if path := "replication." + key; c.src.has(path) {
-			add(path, "%s"+remove+"; `replication.ring` bounds how far a standby may be behind", path)
-		}
-	}
 	if r.Compression == CompressionZstd {
 		add("replication.compression", "replication.compression zstd is not supported by this version: set `compression: none`")
 	}

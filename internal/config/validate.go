@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/bmatcuk/doublestar/v4"
 )
@@ -234,13 +235,14 @@ func (c *Config) validateReplication() {
 			c.bad(at, "replication.paths: the rule for %q has no durability: add async, received, fsync or sync", rule.Match)
 		}
 	}
+	c.validateLoss()
 	c.mustBePositive("replication.ack_timeout", "replication.ack_timeout", r.AckTimeout)
 	c.mustBePositive("replication.drain_timeout", "replication.drain_timeout", r.DrainTimeout)
 	for _, p := range []struct {
 		key        string
 		value, min ByteSize
 	}{
-		{"replication.max_lag_bytes", r.MaxLagBytes, 1},
+		{"replication.max_lag_bytes", r.MaxLagBytes, 1 << 20},
 		{"replication.ring", r.Ring, 64 << 10},
 	} {
 		if p.value < p.min {
@@ -257,6 +259,34 @@ func (c *Config) validateReplication() {
 
 // minJournal is the smallest journal that can be had.
 const minJournal ByteSize = 16 << 20
+
+// minMaxLag is the least max_lag that can be kept to: that is looked at a few
+// dozen times a second.
+const minMaxLag = Duration(200 * time.Millisecond)
+
+// validateLoss checks what the primary does when a standby is behind or lost.
+func (c *Config) validateLoss() {
+	r := &c.Replication
+	if r.MaxLag > 0 && r.MaxLag < minMaxLag {
+		c.bad("replication.max_lag", "replication.max_lag %s is too short: it must be at least %s, or 0 for no bound", r.MaxLag, minMaxLag)
+	}
+	if r.OnStandbyLoss != LossBlock {
+		return // min_in_sync may stand there for later
+	}
+	standbys := -1
+	for _, n := range c.Nodes {
+		if !n.Witness {
+			standbys++
+		}
+	}
+	switch {
+	case r.MinInSync < 1:
+		c.bad("replication.min_in_sync", "replication.min_in_sync %d is too small: with `on_standby_loss: block` it is at least 1", r.MinInSync)
+	case r.MinInSync > standbys:
+		c.badAt([]string{"replication.min_in_sync", "replication.on_standby_loss"},
+			"replication.min_in_sync %d can never be reached: there are %d nodes with data beside the primary, and every fsync would wait forever", r.MinInSync, max(standbys, 0))
+	}
+}
 
 func (c *Config) checkPattern(at, pattern string) {
 	p := strings.TrimSuffix(pattern, "/")

@@ -82,6 +82,20 @@ type Sync struct {
 	Bytes   uint64    `json:"bytes"`
 }
 
+// Waiting is what a primary's applications wait for at the moment.
+type Waiting struct {
+	// Fsyncs is how many requests wait for standbys (with durability sync all
+	// kinds of them), the first of them since Since.
+	Fsyncs int       `json:"fsyncs"`
+	Since  time.Time `json:"since,omitzero"`
+	// Writers is how many are held back since Standby cannot follow; together they
+	// may write Rate bytes a second, when Limited.
+	Writers int     `json:"writers"`
+	Limited bool    `json:"limited"`
+	Rate    float64 `json:"rate"`
+	Standby string  `json:"standby,omitempty"`
+}
+
 // Problem is something an administrator should know, and what to do about it.
 type Problem struct {
 	What string `json:"what"`
@@ -119,7 +133,9 @@ type Status struct {
 	// on a primary, always true.
 	InSync bool   `json:"in_sync"`
 	Peers  []Peer `json:"peers"`
-	Sync   *Sync  `json:"sync,omitempty"`
+	// Waiting is nil but on a primary.
+	Waiting *Waiting `json:"waiting,omitempty"`
+	Sync    *Sync    `json:"sync,omitempty"`
 	// Journal is set on a primary that has one.
 	Journal *Journal `json:"journal,omitempty"`
 	History []Epoch  `json:"history"`

@@ -51,6 +51,17 @@ func (n *Node) startSpiller(history replicate.History, fresh bool) error {
 	return nil
 }
 
+// bytesAfter is what ring and journal hold of the log after lsn.
+func (n *Node) bytesAfter(lsn uint64) uint64 {
+	n.mu.Lock()
+	s := n.spiller
+	n.mu.Unlock()
+	if s == nil {
+		return n.oplog.BytesAfter(lsn)
+	}
+	return s.BytesAfter(lsn)
+}
+
 // endSpiller ends it in one of its ways, if there is one.
 func (n *Node) endSpiller(end func(*replicate.Spiller)) {
 	n.mu.Lock()

@@ -42,6 +42,7 @@ type Node struct {
 	state   *election.Store
 	oplog   *oplog.Log
 	insync  *replicate.InSync
+	pacer   *replicate.Pacer
 	standby *replicate.Standby
 	fs      *fs.FS
 	latency *latency.Guard
@@ -156,8 +157,10 @@ func (n *Node) open() (oplog.Recovered, error) {
 	if err != nil {
 		return none, fmt.Errorf("open the log ring %s: %w", ring, err)
 	}
+	n.pacer = n.newPacer()
 	n.insync = replicate.NewInSync(replicate.InSyncConfig{
-		Durability: replicate.Durability(n.cfg.Replication.Durability),
+		Near: n.pacer.Near, Stopped: n.pacer.Stopped,
+		MinInSync:  minInSync(&n.cfg.Replication),
 		AckTimeout: n.cfg.Replication.AckTimeout.Std(),
 		Last:       n.oplog.Last,
 		Persist: func(set []string) error {
@@ -176,9 +179,14 @@ func (n *Node) open() (oplog.Recovered, error) {
 	if err != nil {
 		return none, err
 	}
+	durability, paths, err := durabilities(&n.cfg.Replication)
+	if err != nil {
+		return none, err
+	}
 	n.fs, err = fs.New(fs.Config{
 		Busy: n.latency.Note, Store: v.Store, Log: logAdapter{n.oplog, n.insync}, Logger: n.log,
 		Excluded: excl.Excluded, DeepExcludes: excl.Below, Suspect: n.markSuspect,
+		Durability: durability, Paths: paths,
 	})
 	if err != nil {
 		return none, err
@@ -254,6 +262,7 @@ func (n *Node) stop() error {
 				n.log.Warn("stopping before the standby has everything", zap.String("peer", name), zap.Error(err))
 			}
 		}
+		n.pacer.Stop()
 		n.stopSenders()
 		n.insync.Stop()
 	} else {

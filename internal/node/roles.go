@@ -133,6 +133,7 @@ func (n *Node) becomePrimary(epoch uint64, inSync []string, intents []record.Rec
 	}
 	n.oplog.ClearIntents()
 	n.insync.Start(inSync)
+	n.pacer.Start()
 	n.setRole(wire.Role_ROLE_PRIMARY)
 	n.startSenders()
 	if err := n.mount.SetWritableFlag(); err != nil {
@@ -182,6 +183,7 @@ func (n *Node) stepDown() error {
 	n.stopSenders()
 	n.endSpiller((*replicate.Spiller).Drop)
 	n.fs.SetReadOnly()
+	n.pacer.Stop()
 	n.setRole(wire.Role_ROLE_STARTING)
 	if err := n.takePosition(); err != nil {
 		return err

@@ -5,6 +5,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/dustin/go-humanize"
+
 	"github.com/replfs/replfs/internal/control"
 	"github.com/replfs/replfs/internal/version"
 	"github.com/replfs/replfs/replicate"
@@ -91,6 +93,48 @@ func (n *Node) primaryStatus(out *control.Status, senders []*sender, spiller *re
 		out.Peers = append(out.Peers, p)
 		n.peerProblem(out, &p)
 	}
+	n.waitingStatus(out)
+}
+
+// goOnAlone is what an administrator may do who cannot wait.
+const goOnAlone = "or go on without it: set `on_standby_loss: degrade` in the config, then run `replfs reload` here"
+
+// stuckFor is how long something may wait before it is a problem.
+const stuckFor = time.Second
+
+// waitingStatus says who waits for what.
+func (n *Node) waitingStatus(out *control.Status) {
+	w, pace := n.insync.Waiting(), n.pacer.Status()
+	out.Waiting = &control.Waiting{
+		Fsyncs: w.Count, Since: w.Since, Writers: n.fs.Throttled(),
+		Limited: pace.Limited, Rate: pace.Rate, Standby: pace.Standby,
+	}
+	add := func(do, format string, args ...any) {
+		out.Problems = append(out.Problems, control.Problem{What: fmt.Sprintf(format, args...), Do: do})
+	}
+	waiting := "the next fsync waits"
+	if w.Count > 0 {
+		waiting = fmt.Sprintf("%d requests wait, the first since %s", w.Count, w.Since.Format(time.RFC3339))
+	}
+	switch {
+	case !w.Enough:
+		add("bring the standbys back; "+goOnAlone, "%d standbys are in sync and min_in_sync is %d: %s",
+			w.InSync, n.cfg.Replication.MinInSync, waiting)
+	case len(w.Kept) > 0:
+		add("mend it; "+goOnAlone, "%s does not answer, and on_standby_loss is block: %s", strings.Join(w.Kept, ", "), waiting)
+	case w.Count > 0 && time.Since(w.Since) > stuckFor:
+		add(fmt.Sprintf("if a standby stays silent for ack_timeout (%s), it is left behind", n.cfg.Replication.AckTimeout),
+			"%s for the standbys in sync", waiting)
+	}
+	if pace.Limited {
+		lag, age, _ := n.pacer.Lag(pace.Standby)
+		what := fmt.Sprintf("may write %s/s together", humanize.IBytes(uint64(pace.Rate)))
+		if n.pacer.Stopped() {
+			what = "wait"
+		}
+		add(fmt.Sprintf("see why %s is slow (disk, network), or raise max_lag_bytes or max_lag", pace.Standby),
+			"writers %s, so that %s can follow: it is %s and %s behind", what, pace.Standby, humanize.IBytes(lag), age.Round(time.Millisecond))
+	}
 }
 
 func (n *Node) peerProblem(out *control.Status, p *control.Peer) {
@@ -106,13 +150,14 @@ func (n *Node) peerProblem(out *control.Status, p *control.Peer) {
 			Do:   "wait; `replfs status` shows the progress",
 		})
 	case p.Error != "":
-		out.Problems = append(out.Problems, control.Problem{
-			What: fmt.Sprintf("%s: %s", p.Name, p.Error),
-			Do:   "writes are acknowledged without it; mend it and it catches up by itself",
-		})
+		do := "writes are acknowledged without it; mend it and it catches up by itself"
+		if p.InSync {
+			do = "fsyncs wait for it until it is left behind; mend it and it catches up by itself"
+		}
+		out.Problems = append(out.Problems, control.Problem{What: fmt.Sprintf("%s: %s", p.Name, p.Error), Do: do})
 	case !p.InSync:
 		out.Problems = append(out.Problems, control.Problem{
-			What: fmt.Sprintf("%s is not in sync: writes are acknowledged without it", p.Name),
+			What: fmt.Sprintf("%s is not in sync: what is acknowledged now it may not have", p.Name),
 			Do:   "if this lasts, see the log of " + p.Name,
 		})
 	}
@@ -173,7 +218,7 @@ func (n *Node) standbyProblems(out *control.Status, sb *replicate.StandbyStatus)
 	case copying:
 		add("a complete copy is under way: this node cannot take over yet", "wait; if it does not move, see the log")
 	case sb.Suspect != "":
-		add("the store is suspect: "+sb.Suspect, "it gets a complete copy when the primary connects")
+		add("the store is suspect: "+sb.Suspect, "if its disk failed (see the kernel log), mend that; it gets a complete copy when the primary connects")
 	}
 	if sb.Trouble != "" {
 		add("the store does not take what the primary sends: "+sb.Trouble, "mend that; it goes on by itself")

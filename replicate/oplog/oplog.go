@@ -103,6 +103,14 @@ func (l *Log) Last() uint64 { return l.last.Load() }
 // Next is the LSN that the next record will get.
 func (l *Log) Next() uint64 { return l.last.Load() + 1 }
 
+// Position is Last with the place where the log ends, in bytes: the difference
+// of two is what was appended in between, unless TruncateAfter was called.
+func (l *Log) Position() (last, bytes uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.last.Load(), l.head
+}
+
 // LastEpoch is the epoch of the newest record, 0 if there is none.
 func (l *Log) LastEpoch() uint64 { return l.lastEpoch.Load() }
 
