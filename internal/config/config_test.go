@@ -155,6 +155,16 @@ func TestAnEmptyExcludeListExcludesNothing(t *testing.T) {
 	}
 }
 
+func TestAJournalCanBeSwitchedOff(t *testing.T) {
+	c, err := Parse([]byte(strings.Replace(base, "durability: fsync", "journal: {max_bytes: 0}", 1)), "f.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Replication.Journal.MaxBytes != 0 || len(c.Unsupported()) != 0 {
+		t.Errorf("%+v, unsupported %v", c.Replication.Journal, c.Unsupported())
+	}
+}
+
 func TestNodeOverrides(t *testing.T) {
 	c := mustParse(t, full)
 	one, err := c.Node("gl-1")

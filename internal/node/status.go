@@ -146,8 +146,8 @@ func (n *Node) peerProblem(out *control.Status, p *control.Peer) {
 		})
 	case p.State == "catching up":
 		out.Problems = append(out.Problems, control.Problem{
-			What: fmt.Sprintf("%s is catching up, record by record: it can take over, without what it does not have yet", p.Name),
-			Do:   "wait; `replfs status` shows the progress",
+			What: fmt.Sprintf("%s is catching up, record by record: its store is at a prefix; to promote it now takes --force and loses what it lacks", p.Name),
+			Do:   "wait; `replfs status` shows how far it is",
 		})
 	case p.Error != "":
 		do := "writes are acknowledged without it; mend it and it catches up by itself"
