@@ -25,7 +25,7 @@ import (
 const clusterID = "life-1"
 
 // shm is a directory on a tmpfs: speed, and a store with every feature.
-func shm(t *testing.T) string {
+func shm(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("/dev/shm", "replicate-test-")
 	if err != nil {
@@ -39,7 +39,7 @@ func shm(t *testing.T) string {
 	return dir
 }
 
-func openRing(t *testing.T, file string) *oplog.Log {
+func openRing(t testing.TB, file string) *oplog.Log {
 	t.Helper()
 	l, _, err := oplog.Open(file, oplog.Options{Size: oplog.MinSize})
 	if err != nil {

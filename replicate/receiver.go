@@ -38,6 +38,8 @@ func (s *Standby) Serve(stream wire.Replication_StreamServer, check func(*wire.I
 		return status.Error(codes.InvalidArgument, "a stream begins with a greeting")
 	}
 	if err := check(primary.GetIdentity()); err != nil {
+		s.log.Warn("refused a primary", zap.String("peer", primary.GetIdentity().GetNode()),
+			zap.String("cluster", primary.GetIdentity().GetCluster()), zap.Error(err))
 		return err
 	}
 	self := s.cfg.Self()
@@ -115,30 +117,44 @@ func (s *Standby) session(ctx context.Context, stream wire.Replication_StreamSer
 		if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
 			return status.Error(codes.Unavailable, cause.Error())
 		}
+		if refusal(err) {
+			s.log.Error("refused what the primary sent", zap.String("peer", l.peer), zap.Uint64("epoch", l.epoch), zap.Error(err))
+		}
 		return err
 	case <-ctx.Done():
 		return status.Error(codes.Unavailable, context.Cause(ctx).Error())
 	}
 }
 
+// refusal tells what was wrong with a message from what ended the stream
+// otherwise.
+func refusal(err error) bool {
+	switch status.Code(err) {
+	case codes.InvalidArgument, codes.DataLoss, codes.FailedPrecondition,
+		codes.ResourceExhausted, codes.Internal: // too large, not to be decoded
+		return true
+	}
+	return false
+}
+
 func (s *Standby) receive(ctx context.Context, stream wire.Replication_StreamServer, l *link, primary *wire.NodeState) error {
 	started := false
+	var box inbox
+	defer box.close()
 	for {
-		down, err := stream.Recv()
-		if err != nil {
+		if err := stream.RecvMsg(&box.in); err != nil {
 			return err
 		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		switch k := down.GetKind().(type) {
+		switch k := box.in.Down.GetKind().(type) {
 		case *wire.Down_Start:
 			if started {
 				return status.Error(codes.InvalidArgument, "two starts in one stream")
 			}
 			started = true
 			if err := s.whileLinked(l, func() error { return s.begin(k.Start, primary) }); err != nil {
-				s.log.Error("cannot start as the primary asks", zap.Error(err))
 				return err
 			}
 			close(l.begun)
@@ -146,8 +162,7 @@ func (s *Standby) receive(ctx context.Context, stream wire.Replication_StreamSer
 			if !started {
 				return status.Error(codes.InvalidArgument, "records before the start")
 			}
-			if err := s.whileLinked(l, func() error { return s.batch(ctx, k.Batch, l) }); err != nil {
-				s.log.Error("refused a batch", zap.String("peer", l.peer), zap.Error(err))
+			if err := s.whileLinked(l, func() error { return s.batch(ctx, k.Batch, l, &box) }); err != nil {
 				return err
 			}
 		case *wire.Down_Standing:
@@ -194,14 +209,18 @@ func (s *Standby) begin(start *wire.Start, primary *wire.NodeState) error {
 	return nil
 }
 
-func (s *Standby) batch(ctx context.Context, b *wire.Batch, l *link) error {
+func (s *Standby) batch(ctx context.Context, b *wire.Batch, l *link, box *inbox) error {
 	if b.GetEpoch() > l.epoch {
 		return status.Errorf(codes.InvalidArgument, "a batch of epoch %d in a stream of epoch %d", b.GetEpoch(), l.epoch)
 	}
 	if s.cfg.Busy != nil {
 		s.cfg.Busy()
 	}
-	last, err := s.cfg.Log.AppendRaw(ctx, b.GetRecords())
+	records, err := box.records(b, max(s.cfg.Log.LastEpoch(), s.applier.State().Epoch))
+	if err != nil {
+		return status.Error(codes.DataLoss, err.Error())
+	}
+	last, err := s.cfg.Log.AppendRaw(ctx, records)
 	if err != nil {
 		return status.Error(codes.DataLoss, err.Error())
 	}

@@ -39,7 +39,7 @@ func testLog() *zap.Logger {
 }
 
 // eventually waits for what must come true.
-func eventually(t *testing.T, what string, cond func() bool) {
+func eventually(t testing.TB, what string, cond func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); !cond(); {
 		if time.Now().After(deadline) {
@@ -63,9 +63,9 @@ type server struct {
 
 func (s *server) Stream(stream wire.Replication_StreamServer) error { return s.serve(stream) }
 
-func newServer(t *testing.T, serve func(wire.Replication_StreamServer) error) *server {
+func newServer(t testing.TB, serve func(wire.Replication_StreamServer) error) *server {
 	t.Helper()
-	s := &server{serve: serve, grpc: grpc.NewServer(), lis: bufconn.Listen(64 << 10)}
+	s := &server{serve: serve, grpc: grpc.NewServer(wire.Serve()), lis: bufconn.Listen(64 << 10)}
 	wire.RegisterReplicationServer(s.grpc, s)
 	done := make(chan struct{})
 	go func() {
@@ -81,7 +81,7 @@ func newServer(t *testing.T, serve func(wire.Replication_StreamServer) error) *s
 
 func (s *server) dial(opts ...grpc.DialOption) (*grpc.ClientConn, error) {
 	return grpc.NewClient("passthrough:///standby", append([]grpc.DialOption{
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithTransportCredentials(insecure.NewCredentials()), wire.Dial(),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
 			s.mu.Lock()
 			defer s.mu.Unlock()
@@ -117,12 +117,13 @@ func (s *server) mend() {
 // standby is a node with a Standby, as the daemon would have it.
 type standby struct {
 	*Standby
-	t                    *testing.T
+	t                    testing.TB
 	name, base, store    string
 	cluster, certificate string // certificate: who a primary's certificate names
 	ring                 *oplog.Log
 
 	mu        sync.Mutex
+	mute      bool // says nothing of compressions, as an older version
 	epoch     uint64
 	history   History
 	clusterID string
@@ -130,7 +131,7 @@ type standby struct {
 	onEpoch   func(e Epoch)
 }
 
-func newStandby(t *testing.T, name string) *standby {
+func newStandby(t testing.TB, name string) *standby {
 	t.Helper()
 	base := shm(t)
 	s := &standby{t: t, name: name, base: base, store: filepath.Join(base, "store"), cluster: "gitlab"}
@@ -226,11 +227,15 @@ func (s *standby) self() *wire.NodeState {
 	if last := s.ring.Last(); last > st.Applied {
 		received = &wire.Position{Epoch: s.ring.LastEpoch(), Lsn: last}
 	}
-	return &wire.NodeState{
+	state := &wire.NodeState{
 		Identity: &wire.Identity{Cluster: s.cluster, Node: s.name, ClusterId: s.clusterID, Protocol: Protocol},
 		Role:     wire.Role_ROLE_STANDBY, Epoch: s.epoch, Received: received, Applied: applied,
 		History: s.history.toWire(), InSync: st.InSync, Copying: Copying(st), Suspect: st.Suspect,
 	}
+	if !s.mute {
+		state.Accepts = wire.Accepted()
+	}
+	return state
 }
 
 func (s *standby) handle(stream wire.Replication_StreamServer) error {
@@ -270,12 +275,13 @@ type pair struct {
 	sender  *Sender
 	spiller *Spiller
 	// spill configures the spiller; without a Dir there is no journal.
-	spill   SpillerConfig
-	timeout time.Duration
-	unclean bool
-	dialing []grpc.DialOption
-	stop    func()
-	cancel  func() // ends the sender
+	spill    SpillerConfig
+	timeout  time.Duration
+	unclean  bool
+	compress bool
+	dialing  []grpc.DialOption
+	stop     func()
+	cancel   func() // ends the sender
 
 	mu         sync.Mutex
 	stored     []string
@@ -326,7 +332,7 @@ func (c *pair) run() {
 	c.sender = NewSender(SenderConfig{
 		Peer: "b", Dial: func() (*grpc.ClientConn, error) { return c.net.dial(c.dialing...) },
 		Log: c.p.log, Self: c.p.state, History: c.p.terms, InSync: c.inSync, NewWalk: c.p.newWalk,
-		Spiller: c.spiller, Unclean: c.unclean, Logger: testLog().Named("a"),
+		Spiller: c.spiller, Unclean: c.unclean, Compress: c.compress, Logger: testLog().Named("a"),
 		Superseded: func(peer *wire.NodeState) {
 			c.mu.Lock()
 			defer c.mu.Unlock()

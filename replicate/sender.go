@@ -43,6 +43,8 @@ type SenderConfig struct {
 	// NewWalk starts a copy. throttle is called between pieces, progress
 	// counts.
 	NewWalk func(throttle func(context.Context) error, progress func(files int, bytes int64)) Walk
+	// Compress asks for batches to be compressed with zstd.
+	Compress bool
 	// Unclean says that this node may have lost records that a standby has.
 	Unclean bool
 	// Superseded is called when the peer knows a higher epoch.
@@ -120,7 +122,7 @@ const (
 	// handshakeTimeout bounds the wait for each answer before streaming.
 	handshakeTimeout = 10 * time.Second
 	standingInterval = 100 * time.Millisecond
-	batchSize        = 512 << 10
+	batchSize        = wire.BatchSize
 )
 
 // Run connects, and again whenever the stream breaks, until ctx ends.
@@ -211,6 +213,10 @@ func (s *Sender) session(parent context.Context) error {
 	if err != nil {
 		return err
 	}
+	out, err := s.newOutbox(peer)
+	if err != nil {
+		return err
+	}
 	if err := ses.start(peer); err != nil {
 		return err
 	}
@@ -230,7 +236,7 @@ func (s *Sender) session(parent context.Context) error {
 	if ses.copying.Load() {
 		run(ses.copy)
 	}
-	err = ses.send()
+	err = ses.send(out)
 	cancel(err)
 	// The copy may be waiting for room in a log that is held for this session.
 	s.cfg.Spiller.detach(s.cfg.Peer)
@@ -381,22 +387,17 @@ func (s *session) sendDown(d *wire.Down) error {
 }
 
 // send streams records until the session ends.
-func (s *session) send() error {
-	buf := make([]byte, 0, batchSize)
+func (s *session) send(out *outbox) error {
 	for {
-		batch, first, last, err := s.source.Read(s.ctx, buf[:0])
+		batch, first, last, err := s.source.Read(s.ctx, out.space())
 		if errors.Is(err, oplog.ErrGone) {
 			return status.Error(codes.Aborted, "the standby was too slow: the log has moved past its position")
 		}
 		if err != nil {
 			return err
 		}
-		buf = batch
 		s.set(func(st *SenderStatus) { st.Sent = last })
-		err = s.sendDown(&wire.Down{Kind: &wire.Down_Batch{Batch: &wire.Batch{
-			Epoch: s.cfg.Log.LastEpoch(), First: first, Last: last, Records: batch,
-		}}})
-		if err != nil {
+		if err := s.sendBatch(out, batch, first, last); err != nil {
 			return s.sendFailed(err)
 		}
 	}

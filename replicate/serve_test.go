@@ -1,8 +1,11 @@
 package replicate
 
 import (
+	"bytes"
 	"context"
+	"encoding/binary"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"os"
 	"path/filepath"
@@ -15,6 +18,8 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/replfs/replfs/replicate/oplog"
 	"github.com/replfs/replfs/replicate/record"
@@ -209,12 +214,12 @@ func TestAPeerThatDoesNotGreetIsRefused(t *testing.T) {
 
 // client is a primary made by hand.
 type client struct {
-	t      *testing.T
+	t      testing.TB
 	stream wire.Replication_StreamClient
 	hello  *wire.NodeState // the standby's
 }
 
-func dial(t *testing.T, net *server, greeting *wire.NodeState) *client {
+func dial(t testing.TB, net *server, greeting *wire.NodeState) *client {
 	t.Helper()
 	conn, err := net.dial()
 	if err != nil {
@@ -248,8 +253,79 @@ func (c *client) send(d *wire.Down) {
 
 func (c *client) start(s *wire.Start) { c.send(&wire.Down{Kind: &wire.Down_Start{Start: s}}) }
 
-func (c *client) batch(epoch uint64, records []byte) {
-	c.send(&wire.Down{Kind: &wire.Down_Batch{Batch: &wire.Batch{Epoch: epoch, Records: records}}})
+// batch sends records as a batch that says what is in it.
+func (c *client) batch(epoch uint64, records []byte) { c.send(down(batchOf(epoch, records))) }
+
+func down(b *wire.Batch) *wire.Down { return &wire.Down{Kind: &wire.Down_Batch{Batch: b}} }
+
+// batchOf reads first and last off the records, as far as these are sound.
+func batchOf(epoch uint64, records []byte) *wire.Batch {
+	b := &wire.Batch{Epoch: epoch, Records: records}
+	for len(records) > 0 {
+		h, err := record.PeekHeader(records)
+		if err != nil {
+			break
+		}
+		if b.First == 0 {
+			b.First = h.LSN
+		}
+		b.Last = h.LSN
+		records = records[min(h.Size, len(records)):]
+	}
+	return b
+}
+
+// appendMessage puts a message behind its length.
+func appendMessage(b []byte, m *wire.Down) []byte {
+	p, err := proto.Marshal(m)
+	if err != nil {
+		panic(err)
+	}
+	return append(protowire.AppendVarint(b, uint64(len(p))), p...)
+}
+
+// nextMessage takes one off; nil when what is there is none. Checksums of
+// records are put right, so that a fuzzer gets past them.
+func nextMessage(b []byte) (*wire.Down, []byte) {
+	p, n := protowire.ConsumeBytes(b)
+	if n < 0 {
+		return nil, nil
+	}
+	m := &wire.Down{}
+	if proto.Unmarshal(p, m) != nil {
+		return nil, nil
+	}
+	if r := m.GetBatch().GetRecords(); r != nil {
+		for len(r) >= record.HeaderSize {
+			n := int(binary.LittleEndian.Uint32(r))
+			if n < record.HeaderSize || n > len(r) {
+				break
+			}
+			castagnoli := crc32.MakeTable(crc32.Castagnoli)
+			crc := crc32.Update(crc32.Checksum(r[record.HeaderSize:n], castagnoli), castagnoli, r[8:record.HeaderSize])
+			binary.LittleEndian.PutUint32(r[4:], crc)
+			r = r[n:]
+		}
+	}
+	return m, b[n:]
+}
+
+// squeezed is the batch compressed.
+func squeezed(t testing.TB, b *wire.Batch) *wire.Batch {
+	t.Helper()
+	c, err := wire.NewCompressor()
+	if err != nil {
+		t.Fatal(err)
+	}
+	z := c.Compress(b.Records)
+	if z == nil {
+		t.Fatal("does not become smaller")
+	}
+	defer z.Free()
+	return &wire.Batch{
+		Epoch: b.Epoch, First: b.First, Last: b.Last, Size: uint32(len(b.Records)),
+		Records: bytes.Clone(z.ReadOnlyData()), Compression: wire.Compression_COMPRESSION_ZSTD,
+	}
 }
 
 // ends waits for the standby to end the stream, and returns why.
@@ -327,7 +403,7 @@ func TestServeRefuses(t *testing.T) {
 		{"half a record", func(c *client) {
 			c.start(&wire.Start{From: 11})
 			c.batch(1, cut)
-		}, codes.DataLoss, "truncated", 12},
+		}, codes.DataLoss, "truncated", 10},
 		{"garbage", func(c *client) {
 			c.start(&wire.Start{From: 11})
 			c.batch(1, []byte(strings.Repeat("garbage", 20)))
@@ -336,10 +412,82 @@ func TestServeRefuses(t *testing.T) {
 			c.start(&wire.Start{From: 11})
 			c.batch(1, files(12, 1, 1))
 		}, codes.DataLoss, "12 came, 11 is next", 10},
+		{"a record left out in the middle", func(c *client) {
+			c.start(&wire.Start{From: 11})
+			c.batch(1, append(files(11, 1, 1), files(13, 1, 1)...))
+		}, codes.DataLoss, "LSN 13 where 12 should be", 10},
+		{"records before those it says", func(c *client) {
+			c.start(&wire.Start{From: 11})
+			b := batchOf(1, files(11, 3, 1))
+			b.First++
+			c.send(down(b))
+		}, codes.DataLoss, "LSN 11 where 12 should be", 10},
+		{"fewer records than it says", func(c *client) {
+			c.start(&wire.Start{From: 11})
+			b := batchOf(1, files(11, 3, 1))
+			b.Last++
+			c.send(down(b))
+		}, codes.DataLoss, "ends at LSN 13 and says 14", 10},
+		{"more records than it says", func(c *client) {
+			c.start(&wire.Start{From: 11})
+			b := batchOf(1, files(11, 3, 1))
+			b.Last--
+			c.send(down(b))
+		}, codes.DataLoss, "ends at LSN 13 and says 12", 10},
+		{"a batch without records", func(c *client) {
+			c.start(&wire.Start{From: 11})
+			c.send(down(&wire.Batch{Epoch: 1, First: 11, Last: 11}))
+		}, codes.DataLoss, "no records", 10},
+		{"a record of a later epoch than its batch", func(c *client) {
+			c.start(&wire.Start{From: 11})
+			c.batch(1, files(11, 1, 2))
+		}, codes.DataLoss, "of epoch 2, the batch of epoch 1", 10},
+		{"a record of an earlier epoch than the log", func(c *client) {
+			c.start(&wire.Start{From: 11})
+			c.batch(1, files(11, 1, 0))
+		}, codes.DataLoss, "of epoch 0, after one of epoch 1", 10},
+		{"a batch that is too large", func(c *client) {
+			c.start(&wire.Start{From: 11})
+			c.batch(1, files(11, wire.MaxBatch/40, 1))
+		}, codes.DataLoss, "the limit is", 10},
+		{"a message that is too large", func(c *client) {
+			c.start(&wire.Start{From: 11})
+			c.send(down(&wire.Batch{Epoch: 1, Records: make([]byte, 5<<20)}))
+		}, codes.ResourceExhausted, "larger than max", 10},
+		{"an unknown compression", func(c *client) {
+			c.start(&wire.Start{From: 11})
+			b := batchOf(1, files(11, 3, 1))
+			b.Compression = 7
+			c.send(down(b))
+		}, codes.DataLoss, "unknown to this version", 10},
+		{"a compressed batch that is none", func(c *client) {
+			c.start(&wire.Start{From: 11})
+			b := batchOf(1, files(11, 3, 1))
+			b.Compression, b.Size = wire.Compression_COMPRESSION_ZSTD, 1000
+			c.send(down(b))
+		}, codes.DataLoss, "decompress", 10},
+		{"a compressed batch larger than it says", func(c *client) {
+			c.start(&wire.Start{From: 11})
+			b := squeezed(c.t, batchOf(1, files(11, 30, 1)))
+			b.Size--
+			c.send(down(b))
+		}, codes.DataLoss, "decompress", 10},
+		{"a compressed batch smaller than it says", func(c *client) {
+			c.start(&wire.Start{From: 11})
+			b := squeezed(c.t, batchOf(1, files(11, 30, 1)))
+			b.Size++
+			c.send(down(b))
+		}, codes.DataLoss, "it says", 10},
+		{"a compressed batch that says too much", func(c *client) {
+			c.start(&wire.Start{From: 11})
+			b := squeezed(c.t, batchOf(1, files(11, 30, 1)))
+			b.Size = 1<<32 - 1
+			c.send(down(b))
+		}, codes.DataLoss, "the limit is", 10},
 		{"a record twice", func(c *client) {
 			c.start(&wire.Start{From: 11})
 			c.batch(1, append(files(11, 1, 1), files(11, 1, 1)...))
-		}, codes.DataLoss, "11", 11},
+		}, codes.DataLoss, "LSN 11 where 12 should be", 10},
 		{"records that it has", func(c *client) {
 			c.start(&wire.Start{From: 11})
 			c.batch(1, files(5, 1, 1))
@@ -582,13 +730,13 @@ func TestANewCopyWhileTheRingIsFull(t *testing.T) {
 	onlyReceive(s.Standby) // the ring only fills
 	c := dial(t, net, greeting("a", 1, History{{1, "a", 1}}))
 	c.start(&wire.Start{From: 11})
-	var b []byte
 	lsn := uint64(11)
-	for ; len(b) < oplog.MinSize/2; lsn++ {
+	for sent := 0; sent < oplog.MinSize/2; lsn++ {
 		r := record.Record{LSN: lsn, Epoch: 1, Op: record.OpWrite, Path: "f2", Data: make([]byte, 256<<10), Fields: record.FieldPath | record.FieldOffset | record.FieldData}
-		b = r.Append(b)
+		b := r.Append(nil)
+		c.batch(1, b)
+		sent += len(b)
 	}
-	c.batch(1, b)
 	eventually(t, "all is received", func() bool { return s.ring.Last() == lsn-1 })
 	c = dial(t, net, greeting("a", 1, History{{1, "a", 1}}))
 	c.start(&wire.Start{From: 1000, Copy: true, CopyId: "x", Reason: "test"})

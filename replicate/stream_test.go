@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/mem"
 
 	"github.com/replfs/replfs/internal/treediff"
 	"github.com/replfs/replfs/internal/treediff/treetest"
@@ -429,17 +430,16 @@ func (c *cutter) intercept(ctx context.Context, d *grpc.StreamDesc, cc *grpc.Cli
 }
 
 func (s *cutStream) SendMsg(m any) error {
-	d, ok := m.(*wire.Down)
-	if !ok || d.GetBatch() == nil {
+	b, ok := m.(*wire.Outgoing)
+	if !ok {
 		return s.ClientStream.SendMsg(m)
 	}
-	b := d.GetBatch()
-	c := s.c
+	c, records := s.c, b.Records.ReadOnlyData()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	off, last, cut := 0, uint64(0), false
-	for off < len(b.GetRecords()) && c.left >= 0 && !cut {
-		h, err := record.PeekHeader(b.GetRecords()[off:])
+	for off < len(records) && c.left >= 0 && !cut {
+		h, err := record.PeekHeader(records[off:])
 		if err != nil {
 			return err
 		}
@@ -455,7 +455,7 @@ func (s *cutStream) SendMsg(m any) error {
 	}
 	c.left = -1
 	if off > 0 {
-		short := &wire.Down{Kind: &wire.Down_Batch{Batch: &wire.Batch{Epoch: b.GetEpoch(), First: b.GetFirst(), Last: last, Records: b.GetRecords()[:off]}}}
+		short := &wire.Outgoing{Epoch: b.Epoch, First: b.First, Last: last, Records: mem.SliceBuffer(records[:off])}
 		if err := s.ClientStream.SendMsg(short); err != nil {
 			return err
 		}

@@ -239,7 +239,6 @@ func TestUnsupported(t *testing.T) {
 		"config f.yaml:19: metrics is not supported by this version: remove it",
 		`config f.yaml:14: metrics of node "gl-2" is not supported by this version: remove it`,
 		`config f.yaml:17: witness node "gl-w" is not supported by this version: remove its entry`,
-		"config f.yaml:31: replication.compression zstd is not supported by this version: set `compression: none`",
 		"config f.yaml:33: election.mode etcd is not supported by this version: set `election.mode: manual`",
 		"config f.yaml:37: vip is not supported by this version: remove it",
 		"config f.yaml:38: health is not supported by this version: remove it",

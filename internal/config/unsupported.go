@@ -24,10 +24,6 @@ func (c *Config) Unsupported() []error {
 			add(at+".witness", "witness node %q is not supported by this version: remove its entry", n.Name)
 		}
 	}
-	r := &c.Replication
-	if r.Compression == CompressionZstd {
-		add("replication.compression", "replication.compression zstd is not supported by this version: set `compression: none`")
-	}
 	if c.Election.Mode == ElectionEtcd {
 		if c.src.has("election.mode") {
 			add("election.mode", "election.mode etcd is not supported by this version: set `election.mode: manual`")

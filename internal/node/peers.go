@@ -49,13 +49,14 @@ func (n *Node) dial(p config.Node) (*grpc.ClientConn, error) {
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
 		grpc.WithInitialWindowSize(window), grpc.WithInitialConnWindowSize(window),
 		grpc.WithWriteBufferSize(256<<10), grpc.WithReadBufferSize(256<<10),
-		grpc.WithNoProxy(),
+		grpc.WithNoProxy(), wire.Dial(),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
 	)
 }
 
 func (n *Node) newServer() (*grpc.Server, error) {
 	opts := []grpc.ServerOption{
+		wire.Serve(),
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
 		grpc.InitialWindowSize(window), grpc.InitialConnWindowSize(window),
 		grpc.WriteBufferSize(256 << 10), grpc.ReadBufferSize(256 << 10),

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/replfs/replfs/election"
+	"github.com/replfs/replfs/internal/config"
 	"github.com/replfs/replfs/replicate"
 	"github.com/replfs/replfs/replicate/oplog"
 	"github.com/replfs/replfs/replicate/record"
@@ -222,6 +223,7 @@ func (n *Node) startSenders() {
 			History: func() replicate.History { return toHistory(n.state.Get().History) },
 			NewWalk: n.newWalk, Unclean: n.unclean, Superseded: n.superseded,
 			Logger: n.log,
+			Compress: n.cfg.Replication.Compression == config.CompressionZstd,
 		})
 		n.senders = append(n.senders, s)
 		go func() {

@@ -24,7 +24,7 @@ func (n *Node) identity() *wire.Identity {
 // self is this node's state as peers see it.
 func (n *Node) self() *wire.NodeState {
 	st := n.state.Get()
-	out := &wire.NodeState{Identity: n.identity(), Role: n.getRole(), Epoch: st.Epoch}
+	out := &wire.NodeState{Identity: n.identity(), Role: n.getRole(), Epoch: st.Epoch, Accepts: wire.Accepted()}
 	for _, e := range st.History {
 		out.History = append(out.History, &wire.EpochStart{Epoch: e.Epoch, Primary: e.Primary, Begin: e.Begin})
 	}

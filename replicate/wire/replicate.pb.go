@@ -76,6 +76,53 @@ func (Role) EnumDescriptor() ([]byte, []int) {
 	return file_replicate_proto_rawDescGZIP(), []int{0}
 }
 
+type Compression int32
+
+const (
+	Compression_COMPRESSION_NONE Compression = 0
+	// COMPRESSION_ZSTD is one zstd frame.
+	Compression_COMPRESSION_ZSTD Compression = 1
+)
+
+// Enum value maps for Compression.
+var (
+	Compression_name = map[int32]string{
+		0: "COMPRESSION_NONE",
+		1: "COMPRESSION_ZSTD",
+	}
+	Compression_value = map[string]int32{
+		"COMPRESSION_NONE": 0,
+		"COMPRESSION_ZSTD": 1,
+	}
+)
+
+func (x Compression) Enum() *Compression {
+	p := new(Compression)
+	*p = x
+	return p
+}
+
+func (x Compression) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Compression) Descriptor() protoreflect.EnumDescriptor {
+	return file_replicate_proto_enumTypes[1].Descriptor()
+}
+
+func (Compression) Type() protoreflect.EnumType {
+	return &file_replicate_proto_enumTypes[1]
+}
+
+func (x Compression) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Compression.Descriptor instead.
+func (Compression) EnumDescriptor() ([]byte, []int) {
+	return file_replicate_proto_rawDescGZIP(), []int{1}
+}
+
 // Identity is checked before anything else is believed, and against the
 // certificate where there is one.
 type Identity struct {
@@ -274,7 +321,9 @@ type NodeState struct {
 	// copying: the store is in the middle of a complete copy.
 	Copying bool `protobuf:"varint,8,opt,name=copying,proto3" json:"copying,omitempty"`
 	// suspect: the store may not be what the position says, and why.
-	Suspect       string `protobuf:"bytes,9,opt,name=suspect,proto3" json:"suspect,omitempty"`
+	Suspect string `protobuf:"bytes,9,opt,name=suspect,proto3" json:"suspect,omitempty"`
+	// accepts are the compressions of a batch that this node can undo.
+	Accepts       []Compression `protobuf:"varint,10,rep,packed,name=accepts,proto3,enum=replfs.v1.Compression" json:"accepts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -370,6 +419,13 @@ func (x *NodeState) GetSuspect() string {
 		return x.Suspect
 	}
 	return ""
+}
+
+func (x *NodeState) GetAccepts() []Compression {
+	if x != nil {
+		return x.Accepts
+	}
+	return nil
 }
 
 type StateRequest struct {
@@ -613,11 +669,15 @@ func (x *Start) GetReason() string {
 
 // Batch is a run of whole records.
 type Batch struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	First         uint64                 `protobuf:"varint,2,opt,name=first,proto3" json:"first,omitempty"`
-	Last          uint64                 `protobuf:"varint,3,opt,name=last,proto3" json:"last,omitempty"`
-	Records       []byte                 `protobuf:"bytes,4,opt,name=records,proto3" json:"records,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Epoch uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// first and last are the LSNs of the first and last record.
+	First       uint64      `protobuf:"varint,2,opt,name=first,proto3" json:"first,omitempty"`
+	Last        uint64      `protobuf:"varint,3,opt,name=last,proto3" json:"last,omitempty"`
+	Records     []byte      `protobuf:"bytes,4,opt,name=records,proto3" json:"records,omitempty"`
+	Compression Compression `protobuf:"varint,5,opt,name=compression,proto3,enum=replfs.v1.Compression" json:"compression,omitempty"`
+	// size is that of the records when the compression is undone; 0 without.
+	Size          uint32 `protobuf:"varint,6,opt,name=size,proto3" json:"size,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -678,6 +738,20 @@ func (x *Batch) GetRecords() []byte {
 		return x.Records
 	}
 	return nil
+}
+
+func (x *Batch) GetCompression() Compression {
+	if x != nil {
+		return x.Compression
+	}
+	return Compression_COMPRESSION_NONE
+}
+
+func (x *Batch) GetSize() uint32 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
 }
 
 // Standing tells the standby whether the primary counts on it, and how far
@@ -1180,7 +1254,7 @@ const file_replicate_proto_rawDesc = "" +
 	"EpochStart\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x18\n" +
 	"\aprimary\x18\x02 \x01(\tR\aprimary\x12\x14\n" +
-	"\x05begin\x18\x03 \x01(\x04R\x05begin\"\xd5\x02\n" +
+	"\x05begin\x18\x03 \x01(\x04R\x05begin\"\x87\x03\n" +
 	"\tNodeState\x12/\n" +
 	"\bidentity\x18\x01 \x01(\v2\x13.replfs.v1.IdentityR\bidentity\x12#\n" +
 	"\x04role\x18\x02 \x01(\x0e2\x0f.replfs.v1.RoleR\x04role\x12\x14\n" +
@@ -1190,7 +1264,9 @@ const file_replicate_proto_rawDesc = "" +
 	"\ahistory\x18\x06 \x03(\v2\x15.replfs.v1.EpochStartR\ahistory\x12\x17\n" +
 	"\ain_sync\x18\a \x01(\bR\x06inSync\x12\x18\n" +
 	"\acopying\x18\b \x01(\bR\acopying\x12\x18\n" +
-	"\asuspect\x18\t \x01(\tR\asuspect\"<\n" +
+	"\asuspect\x18\t \x01(\tR\asuspect\x120\n" +
+	"\aaccepts\x18\n" +
+	" \x03(\x0e2\x16.replfs.v1.CompressionR\aaccepts\"<\n" +
 	"\fStateRequest\x12,\n" +
 	"\x06caller\x18\x01 \x01(\v2\x14.replfs.v1.NodeStateR\x06caller\"\xc3\x01\n" +
 	"\x04Down\x12,\n" +
@@ -1204,12 +1280,14 @@ const file_replicate_proto_rawDesc = "" +
 	"\x04copy\x18\x02 \x01(\bR\x04copy\x12\x17\n" +
 	"\acopy_id\x18\x03 \x01(\tR\x06copyId\x12\x1a\n" +
 	"\bdiverged\x18\x04 \x01(\bR\bdiverged\x12\x16\n" +
-	"\x06reason\x18\x05 \x01(\tR\x06reason\"a\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\"\xaf\x01\n" +
 	"\x05Batch\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x14\n" +
 	"\x05first\x18\x02 \x01(\x04R\x05first\x12\x12\n" +
 	"\x04last\x18\x03 \x01(\x04R\x04last\x12\x18\n" +
-	"\arecords\x18\x04 \x01(\fR\arecords\"?\n" +
+	"\arecords\x18\x04 \x01(\fR\arecords\x128\n" +
+	"\vcompression\x18\x05 \x01(\x0e2\x16.replfs.v1.CompressionR\vcompression\x12\x12\n" +
+	"\x04size\x18\x06 \x01(\rR\x04size\"?\n" +
 	"\bStanding\x12\x17\n" +
 	"\ain_sync\x18\x01 \x01(\bR\x06inSync\x12\x1a\n" +
 	"\bappended\x18\x02 \x01(\x04R\bappended\"\xef\x01\n" +
@@ -1242,7 +1320,10 @@ const file_replicate_proto_rawDesc = "" +
 	"\fROLE_UNKNOWN\x10\x00\x12\x11\n" +
 	"\rROLE_STARTING\x10\x01\x12\x10\n" +
 	"\fROLE_PRIMARY\x10\x02\x12\x10\n" +
-	"\fROLE_STANDBY\x10\x032\xb5\x01\n" +
+	"\fROLE_STANDBY\x10\x03*9\n" +
+	"\vCompression\x12\x14\n" +
+	"\x10COMPRESSION_NONE\x10\x00\x12\x14\n" +
+	"\x10COMPRESSION_ZSTD\x10\x012\xb5\x01\n" +
 	"\vReplication\x126\n" +
 	"\x05State\x12\x17.replfs.v1.StateRequest\x1a\x14.replfs.v1.NodeState\x12,\n" +
 	"\x06Stream\x12\x0f.replfs.v1.Down\x1a\r.replfs.v1.Up(\x010\x01\x12@\n" +
@@ -1260,56 +1341,59 @@ func file_replicate_proto_rawDescGZIP() []byte {
 	return file_replicate_proto_rawDescData
 }
 
-var file_replicate_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_replicate_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
 var file_replicate_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_replicate_proto_goTypes = []any{
 	(Role)(0),               // 0: replfs.v1.Role
-	(*Identity)(nil),        // 1: replfs.v1.Identity
-	(*Position)(nil),        // 2: replfs.v1.Position
-	(*EpochStart)(nil),      // 3: replfs.v1.EpochStart
-	(*NodeState)(nil),       // 4: replfs.v1.NodeState
-	(*StateRequest)(nil),    // 5: replfs.v1.StateRequest
-	(*Down)(nil),            // 6: replfs.v1.Down
-	(*Start)(nil),           // 7: replfs.v1.Start
-	(*Batch)(nil),           // 8: replfs.v1.Batch
-	(*Standing)(nil),        // 9: replfs.v1.Standing
-	(*Up)(nil),              // 10: replfs.v1.Up
-	(*Ack)(nil),             // 11: replfs.v1.Ack
-	(*Need)(nil),            // 12: replfs.v1.Need
-	(*CopyResult)(nil),      // 13: replfs.v1.CopyResult
-	(*Trouble)(nil),         // 14: replfs.v1.Trouble
-	(*HandoverRequest)(nil), // 15: replfs.v1.HandoverRequest
-	(*HandoverReply)(nil),   // 16: replfs.v1.HandoverReply
+	(Compression)(0),        // 1: replfs.v1.Compression
+	(*Identity)(nil),        // 2: replfs.v1.Identity
+	(*Position)(nil),        // 3: replfs.v1.Position
+	(*EpochStart)(nil),      // 4: replfs.v1.EpochStart
+	(*NodeState)(nil),       // 5: replfs.v1.NodeState
+	(*StateRequest)(nil),    // 6: replfs.v1.StateRequest
+	(*Down)(nil),            // 7: replfs.v1.Down
+	(*Start)(nil),           // 8: replfs.v1.Start
+	(*Batch)(nil),           // 9: replfs.v1.Batch
+	(*Standing)(nil),        // 10: replfs.v1.Standing
+	(*Up)(nil),              // 11: replfs.v1.Up
+	(*Ack)(nil),             // 12: replfs.v1.Ack
+	(*Need)(nil),            // 13: replfs.v1.Need
+	(*CopyResult)(nil),      // 14: replfs.v1.CopyResult
+	(*Trouble)(nil),         // 15: replfs.v1.Trouble
+	(*HandoverRequest)(nil), // 16: replfs.v1.HandoverRequest
+	(*HandoverReply)(nil),   // 17: replfs.v1.HandoverReply
 }
 var file_replicate_proto_depIdxs = []int32{
-	1,  // 0: replfs.v1.NodeState.identity:type_name -> replfs.v1.Identity
+	2,  // 0: replfs.v1.NodeState.identity:type_name -> replfs.v1.Identity
 	0,  // 1: replfs.v1.NodeState.role:type_name -> replfs.v1.Role
-	2,  // 2: replfs.v1.NodeState.received:type_name -> replfs.v1.Position
-	2,  // 3: replfs.v1.NodeState.applied:type_name -> replfs.v1.Position
-	3,  // 4: replfs.v1.NodeState.history:type_name -> replfs.v1.EpochStart
-	4,  // 5: replfs.v1.StateRequest.caller:type_name -> replfs.v1.NodeState
-	4,  // 6: replfs.v1.Down.hello:type_name -> replfs.v1.NodeState
-	7,  // 7: replfs.v1.Down.start:type_name -> replfs.v1.Start
-	8,  // 8: replfs.v1.Down.batch:type_name -> replfs.v1.Batch
-	9,  // 9: replfs.v1.Down.standing:type_name -> replfs.v1.Standing
-	4,  // 10: replfs.v1.Up.hello:type_name -> replfs.v1.NodeState
-	11, // 11: replfs.v1.Up.ack:type_name -> replfs.v1.Ack
-	12, // 12: replfs.v1.Up.need:type_name -> replfs.v1.Need
-	13, // 13: replfs.v1.Up.copy_result:type_name -> replfs.v1.CopyResult
-	14, // 14: replfs.v1.Up.trouble:type_name -> replfs.v1.Trouble
-	4,  // 15: replfs.v1.HandoverRequest.caller:type_name -> replfs.v1.NodeState
-	4,  // 16: replfs.v1.HandoverReply.state:type_name -> replfs.v1.NodeState
-	5,  // 17: replfs.v1.Replication.State:input_type -> replfs.v1.StateRequest
-	6,  // 18: replfs.v1.Replication.Stream:input_type -> replfs.v1.Down
-	15, // 19: replfs.v1.Replication.Handover:input_type -> replfs.v1.HandoverRequest
-	4,  // 20: replfs.v1.Replication.State:output_type -> replfs.v1.NodeState
-	10, // 21: replfs.v1.Replication.Stream:output_type -> replfs.v1.Up
-	16, // 22: replfs.v1.Replication.Handover:output_type -> replfs.v1.HandoverReply
-	20, // [20:23] is the sub-list for method output_type
-	17, // [17:20] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	3,  // 2: replfs.v1.NodeState.received:type_name -> replfs.v1.Position
+	3,  // 3: replfs.v1.NodeState.applied:type_name -> replfs.v1.Position
+	4,  // 4: replfs.v1.NodeState.history:type_name -> replfs.v1.EpochStart
+	1,  // 5: replfs.v1.NodeState.accepts:type_name -> replfs.v1.Compression
+	5,  // 6: replfs.v1.StateRequest.caller:type_name -> replfs.v1.NodeState
+	5,  // 7: replfs.v1.Down.hello:type_name -> replfs.v1.NodeState
+	8,  // 8: replfs.v1.Down.start:type_name -> replfs.v1.Start
+	9,  // 9: replfs.v1.Down.batch:type_name -> replfs.v1.Batch
+	10, // 10: replfs.v1.Down.standing:type_name -> replfs.v1.Standing
+	1,  // 11: replfs.v1.Batch.compression:type_name -> replfs.v1.Compression
+	5,  // 12: replfs.v1.Up.hello:type_name -> replfs.v1.NodeState
+	12, // 13: replfs.v1.Up.ack:type_name -> replfs.v1.Ack
+	13, // 14: replfs.v1.Up.need:type_name -> replfs.v1.Need
+	14, // 15: replfs.v1.Up.copy_result:type_name -> replfs.v1.CopyResult
+	15, // 16: replfs.v1.Up.trouble:type_name -> replfs.v1.Trouble
+	5,  // 17: replfs.v1.HandoverRequest.caller:type_name -> replfs.v1.NodeState
+	5,  // 18: replfs.v1.HandoverReply.state:type_name -> replfs.v1.NodeState
+	6,  // 19: replfs.v1.Replication.State:input_type -> replfs.v1.StateRequest
+	7,  // 20: replfs.v1.Replication.Stream:input_type -> replfs.v1.Down
+	16, // 21: replfs.v1.Replication.Handover:input_type -> replfs.v1.HandoverRequest
+	5,  // 22: replfs.v1.Replication.State:output_type -> replfs.v1.NodeState
+	11, // 23: replfs.v1.Replication.Stream:output_type -> replfs.v1.Up
+	17, // 24: replfs.v1.Replication.Handover:output_type -> replfs.v1.HandoverReply
+	22, // [22:25] is the sub-list for method output_type
+	19, // [19:22] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_replicate_proto_init() }
@@ -1335,7 +1419,7 @@ func file_replicate_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_replicate_proto_rawDesc), len(file_replicate_proto_rawDesc)),
-			NumEnums:      1,
+			NumEnums:      2,
 			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
