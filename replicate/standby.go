@@ -59,6 +59,7 @@ type Standby struct {
 	// gen grows, under applyMu, whenever records of the log become void: what
 	// was read before must not be applied.
 	gen uint64
+	rec record.Record // that is being decoded, under applyMu
 	// recvMu is held while a message of the primary changes the log.
 	recvMu sync.Mutex
 
@@ -247,31 +248,61 @@ func (s *Standby) follow(ctx context.Context, reader *oplog.Reader, gen uint64) 
 	}
 }
 
+// applyBatch applies the records of a batch: as many at a time as do not
+// conflict, one run within one hold of applyMu, so that nobody who has it ever
+// sees the store within a run.
 func (s *Standby) applyBatch(ctx context.Context, batch []byte, gen uint64) error {
-	var rec record.Record
 	for len(batch) > 0 {
-		n, err := record.Decode(batch, &rec)
+		n, err := s.applySome(ctx, batch, gen)
 		if err != nil {
 			return err
 		}
 		batch = batch[n:]
-		if err := s.apply1(ctx, &rec, gen); err != nil {
-			return err
-		}
 	}
 	s.wakeLink()
 	return nil
 }
 
-func (s *Standby) apply1(ctx context.Context, rec *record.Record, gen uint64) error {
+// applySome applies a run at the batch's start, and the record behind it.
+func (s *Standby) applySome(ctx context.Context, batch []byte, gen uint64) (n int, err error) {
 	s.applyMu.Lock()
 	defer s.applyMu.Unlock()
 	if ctx.Err() != nil {
-		return ctx.Err()
+		return 0, ctx.Err()
 	}
 	if gen != s.gen {
-		return oplog.ErrGone // a copy began meanwhile, or the log was cut
+		return 0, oplog.ErrGone // a copy began meanwhile, or the log was cut
 	}
+	rec, fsyncs := &s.rec, false
+	for n < len(batch) {
+		size, err := record.Decode(batch[n:], rec)
+		if err != nil {
+			return 0, errors.Join(s.applier.ApplyQueued(), err)
+		}
+		n += size
+		if !s.applier.Queue(rec) {
+			break
+		}
+		fsyncs = fsyncs || rec.Op == record.OpFsync
+		rec.LSN = 0 // in the queue
+	}
+	queued := s.applier.Queued() > 0
+	if err := s.applier.ApplyQueued(); err != nil {
+		return 0, err
+	}
+	if queued {
+		s.untrouble()
+	}
+	if fsyncs {
+		s.wakeLink()
+	}
+	if rec.LSN != 0 {
+		err = s.apply1(rec)
+	}
+	return n, err
+}
+
+func (s *Standby) apply1(rec *record.Record) error {
 	if rec.Op == record.OpEpoch {
 		if err := s.cfg.Epoch(Epoch{Epoch: rec.Epoch, Primary: rec.Path, Begin: rec.LSN}, rec.Path2); err != nil {
 			return err
@@ -280,17 +311,22 @@ func (s *Standby) apply1(ctx context.Context, rec *record.Record, gen uint64) er
 	if err := s.applier.Apply(rec); err != nil {
 		return err
 	}
+	s.untrouble()
+	if rec.Op == record.OpFsync || rec.Op.SyncOnly() {
+		s.wakeLink()
+	}
+	s.count(rec)
+	return nil
+}
+
+// untrouble says that the standby does not stand still any more, if it did.
+func (s *Standby) untrouble() {
 	s.mu.Lock()
 	troubled := s.trouble != ""
 	s.mu.Unlock()
 	if troubled {
 		s.setTrouble("", false)
 	}
-	if rec.Op == record.OpFsync || rec.Op.SyncOnly() {
-		s.wakeLink()
-	}
-	s.count(rec)
-	return nil
 }
 
 func (s *Standby) count(rec *record.Record) {

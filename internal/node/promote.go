@@ -125,7 +125,7 @@ func (n *Node) takeOver(ctx context.Context, force bool) error {
 	}
 	st := n.standby.Applier().State()
 	if st.Pending != 0 {
-		why := fmt.Sprintf("record %d was being applied when this node died and is not in its log any more: the store may be between two records", st.Pending)
+		why := fmt.Sprintf("records %d to %d were being applied, and not all of them can be: the store may be between two records", st.Applied+1, st.Pending)
 		if !force {
 			if serr := n.standby.Start(); serr != nil {
 				n.log.Error("cannot follow again", zap.Error(serr))

@@ -33,6 +33,9 @@ type Config struct {
 	Log    *zap.Logger
 	// SyncWorkers is how many fsyncs run at a time; 0 means 4.
 	SyncWorkers int
+	// ApplyWorkers is how many records of different files are applied at a
+	// time, at most; 0 means 4.
+	ApplyWorkers int
 	// OpenFiles and OpenDirs bound the files and directories kept open; 0
 	// means 256 and beneath.DefaultDirs.
 	OpenFiles, OpenDirs int
@@ -51,8 +54,9 @@ type State struct {
 	// Applied is the LSN of the last record that is wholly applied, Epoch
 	// its epoch, and Durable the LSN up to which every fsync is done.
 	Applied, Epoch, Durable uint64
-	// Pending, unless 0, is the LSN of a record that may be applied in part:
-	// the store is at no LSN until Apply got this record again.
+	// Pending, unless 0, is the LSN of the last record that may be applied, in
+	// part or wholly, as may those between Applied and it: the store is at no
+	// LSN until they were all given again.
 	Pending uint64
 	// Fresh: no record was ever applied, or BeginFresh was called.
 	Fresh bool
@@ -68,8 +72,8 @@ type State struct {
 
 // Applier applies records to a store.
 //
-// Apply, SetApplied, BeginFresh, DropCaches and Close are for one goroutine at
-// a time; the other methods may be called at any time.
+// Apply, Queue, Queued, ApplyQueued, SetApplied, BeginFresh, DropCaches and Close
+// are for one goroutine at a time; the other methods may be called at any time.
 type Applier struct {
 	cfg   Config
 	log   *zap.Logger
@@ -91,6 +95,7 @@ type Applier struct {
 	copy      copyState
 	entering  map[string]*entering
 	report    func() // to be called once the record is applied
+	queued    run
 
 	mu     sync.Mutex // guards st.meta and the end of the mapping
 	closed bool
@@ -110,6 +115,9 @@ func open(c Config, probe func(point string) error) (*Applier, error) {
 	}
 	if c.SyncWorkers <= 0 {
 		c.SyncWorkers = 4
+	}
+	if c.ApplyWorkers <= 0 {
+		c.ApplyWorkers = 4
 	}
 	if c.OpenFiles <= 0 {
 		c.OpenFiles = 256
@@ -264,10 +272,7 @@ func (a *Applier) Apply(rec *record.Record) error {
 	if err := a.admit(rec); err != nil {
 		return err
 	}
-	if rec.Epoch != a.files.epoch {
-		a.dropEntering() // their primary is gone
-	}
-	a.files.useEpoch(rec.Epoch)
+	a.useEpoch(rec.Epoch)
 	a.redo = a.resumed || rec.Flags.Has(record.FlagRedo)
 	a.report = nil
 	if a.fresh && !a.begins {
@@ -276,7 +281,9 @@ func (a *Applier) Apply(rec *record.Record) error {
 		}
 		a.fresh = false
 	}
-	a.st.setIntent(rec.LSN, rec.Epoch)
+	if !a.resumed {
+		a.st.setIntent(rec.LSN, rec.Epoch)
+	}
 	a.k.changed = false
 	err := a.k.at("intent")
 	if err == nil {
@@ -299,15 +306,30 @@ func (a *Applier) Apply(rec *record.Record) error {
 	return nil
 }
 
+// useEpoch forgets what holds for one epoch only when another begins.
+func (a *Applier) useEpoch(epoch uint64) {
+	if epoch != a.files.epoch {
+		a.dropEntering() // their primary is gone
+	}
+	a.files.useEpoch(epoch)
+}
+
 // admit says whether rec may be applied now, and whether it was tried before.
 func (a *Applier) admit(rec *record.Record) error {
 	if a.closed {
 		return fmt.Errorf("%w: %w", ErrOrder, errClosed)
 	}
+	if n := len(a.queued.tasks); n > 0 {
+		return fmt.Errorf("%w: %d records wait to be applied before %d", ErrOrder, n, rec.LSN)
+	}
 	intent, intentEpoch := a.st.intent()
-	a.resumed = intent == rec.LSN && intentEpoch == rec.Epoch
 	a.begins = a.beginsCopy(rec)
 	lsn, epoch := a.st.position()
+	tried := intent >= rec.LSN
+	if a.begins {
+		tried = intent == rec.LSN
+	}
+	a.resumed = tried && intentEpoch == rec.Epoch
 	if !a.begins {
 		switch {
 		case rec.LSN != lsn+1:
@@ -319,10 +341,10 @@ func (a *Applier) admit(rec *record.Record) error {
 			return fmt.Errorf("record %d: %w", rec.LSN, ErrCopyInterrupted)
 		}
 	}
-	if !a.begins && intent == rec.LSN && !a.resumed {
+	if !a.begins && tried && !a.resumed {
 		return a.failed(rec, diverged(
 			"another record %d, of epoch %d, may have been applied in part before this one of epoch %d",
-			intent, intentEpoch, rec.Epoch))
+			rec.LSN, intentEpoch, rec.Epoch))
 	}
 	return nil
 }

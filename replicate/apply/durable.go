@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -86,7 +87,7 @@ func (s *syncer) add(lsn uint64, fd int, file inode, dataOnly bool, path string)
 	}
 	if j := s.queued[file]; j != nil {
 		j.dataOnly = j.dataOnly && dataOnly
-		s.pending = append(s.pending, pendingSync{from: lsn, job: j})
+		s.await(lsn, j)
 		return nil
 	}
 	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
@@ -123,9 +124,19 @@ func (s *syncer) addWhole(fd int, thaw bool) error {
 
 // push needs mu.
 func (s *syncer) push(from uint64, j *syncJob) {
-	s.pending = append(s.pending, pendingSync{from: from, job: j})
+	s.await(from, j)
 	s.queue = append(s.queue, j)
 	s.work.Signal()
+}
+
+// await makes from wait for j; it needs mu. Within a run records add out of
+// order, but none is applied before all have.
+func (s *syncer) await(from uint64, j *syncJob) {
+	i := len(s.pending)
+	for i > 0 && s.pending[i-1].from > from {
+		i--
+	}
+	s.pending = slices.Insert(s.pending, i, pendingSync{from: from, job: j})
 }
 
 // advance says that all records up to lsn are applied and their fsyncs added.

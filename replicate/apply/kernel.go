@@ -107,6 +107,15 @@ func (k *kernel) pwrite(fd int, b []byte, off int64) error {
 	}
 }
 
+// pwritev may write less than all.
+func (k *kernel) pwritev(fd int, vec [][]byte, off int64) (n int, err error) {
+	err = k.partial("pwritev", func() error {
+		n, err = unix.Pwritev(fd, vec, off)
+		return err
+	})
+	return n, err
+}
+
 func (k *kernel) truncate(fd int, size int64) error {
 	return k.partial("ftruncate", func() error { return unix.Ftruncate(fd, size) })
 }

@@ -23,16 +23,20 @@ import (
 //	  16 which of the two positions counts
 //	  24 two positions of {LSN, epoch, check}
 //	  72 durable LSN
-//	  80 the record being applied: LSN, epoch
+//	  80 the intent: all records behind the position up to this LSN, of this
+//	     epoch, may be applied, in part or wholly
 //	  96 the facts about it: LSN, three words
 //	1024 two slots with what changes rarely (meta): the valid one with the
 //	     higher sequence number counts
 //
 // Surviving the machine is another matter: only rare changes are synced.
 const (
-	stateSize    = 4096
-	stateMagic   = "replfsAS"
-	stateVersion = 1
+	stateSize  = 4096
+	stateMagic = "replfsAS"
+	// stateVersion 1 was the same, but its intent was always the record behind
+	// the position. It is taken over; who knows only 1 must not take this one.
+	stateVersion    = 2
+	stateVersionOld = 1
 
 	offVersion     = 8
 	offSelect      = 16
@@ -201,8 +205,11 @@ func mapState(f *os.File) (*stateFile, error) {
 
 // check reads the meta and verifies the rest.
 func (s *stateFile) check() error {
-	if v := s.load(offVersion); v != stateVersion {
-		return fmt.Errorf("version %d, this replfs knows %d", v, stateVersion)
+	switch v := s.load(offVersion); v {
+	case stateVersion, stateVersionOld:
+	default:
+		return fmt.Errorf("version %d, this replfs knows %d: it was written by a newer one; install that again, "+
+			"or move the file away, which makes this node get a complete copy", v, stateVersion)
 	}
 	sel := s.load(offSelect)
 	if sel > 1 {
@@ -225,6 +232,7 @@ func (s *stateFile) check() error {
 	if !found {
 		return fmt.Errorf("%w: checksum", errCorrupt)
 	}
+	s.store(offVersion, stateVersion)
 	return nil
 }
 
@@ -264,6 +272,16 @@ func (s *stateFile) setIntent(lsn, epoch uint64) {
 	s.store(offIntentLSN, 0)
 	s.store(offIntentEpoch, epoch)
 	s.store(offIntentLSN, lsn)
+}
+
+// extendIntent makes the intent reach to lsn, if it does not reach further.
+func (s *stateFile) extendIntent(lsn, epoch uint64) {
+	switch l, e := s.intent(); {
+	case e != epoch:
+		s.setIntent(lsn, epoch)
+	case l < lsn:
+		s.store(offIntentLSN, lsn)
+	}
 }
 
 // clearIntent takes the facts back first: they belong to the intent.

@@ -104,7 +104,9 @@ func bomb(tb testing.TB, zeros int, size uint32) *Batch {
 
 func TestBombs(t *testing.T) {
 	zeros := bomb(t, 64<<20, 0).Records
-	huge := func(size uint32) *Batch { return &Batch{Compression: Compression_COMPRESSION_ZSTD, Size: size, Records: zeros} }
+	huge := func(size uint32) *Batch {
+		return &Batch{Compression: Compression_COMPRESSION_ZSTD, Size: size, Records: zeros}
+	}
 	twice := bomb(t, 1<<20, 1<<20)
 	twice.Records = append(twice.Records, twice.Records...)
 	for name, b := range map[string]*Batch{
