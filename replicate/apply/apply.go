@@ -34,7 +34,7 @@ type Config struct {
 	// SyncWorkers is how many fsyncs run at a time; 0 means 4.
 	SyncWorkers int
 	// ApplyWorkers is how many records of different files are applied at a
-	// time, at most; 0 means 4.
+	// time, at most, when they wait for the disk; 0 means 8.
 	ApplyWorkers int
 	// OpenFiles and OpenDirs bound the files and directories kept open; 0
 	// means 256 and beneath.DefaultDirs.
@@ -117,7 +117,7 @@ func open(c Config, probe func(point string) error) (*Applier, error) {
 		c.SyncWorkers = 4
 	}
 	if c.ApplyWorkers <= 0 {
-		c.ApplyWorkers = 4
+		c.ApplyWorkers = 8
 	}
 	if c.OpenFiles <= 0 {
 		c.OpenFiles = 256

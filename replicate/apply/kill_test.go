@@ -114,6 +114,42 @@ func (p *primary) stepData(rng *rand.Rand, x, y string, size int64, is func(stri
 	}
 }
 
+// bursts logs until there are n records, most of them data of a few files, as
+// many in a row as a run holds, and now and then something else.
+func bursts(p *primary, rng *rand.Rand, n int) {
+	files := make([]string, 12)
+	for i := range files {
+		files[i] = fmt.Sprintf("burst%d", i)
+		p.create(files[i], 0o4755)
+	}
+	p.link(files[0], "linked")
+	files = append(files, "linked")
+	for len(p.log) < n {
+		f := files[rng.IntN(len(files))]
+		switch r := rng.IntN(100); {
+		case r == 0:
+			p.setxattr(f, "trusted.x", fmt.Sprint(rng.Uint64()))
+		case r == 1:
+			p.mkdir(fmt.Sprintf("dir%d", len(p.log)), 0o755)
+		case r == 2:
+			// The primary forgets the file and looks it up again.
+			delete(p.ids, p.stat(f).Ino)
+		case r < 6:
+			p.truncate(f, rng.Int64N(50000))
+		case r < 9:
+			p.chmod(f, rng.Uint32N(0o10000))
+		case r < 11:
+			p.chown(f, rng.Uint32N(1000), rng.Uint32N(1000))
+		case r < 16:
+			p.fsync(f, record.Flags(rng.IntN(2))*record.FlagDataOnly)
+		case r < 60:
+			p.write(f, pattern(1+rng.IntN(9000), byte(rng.Uint32())), p.stat(f).Size) // append
+		default:
+			p.write(f, pattern(1+rng.IntN(9000), byte(rng.Uint32())), rng.Int64N(50000))
+		}
+	}
+}
+
 func TestRandomWorkload(t *testing.T) {
 	for fs, dir := range filesystems(t) {
 		t.Run(fs, func(t *testing.T) {
@@ -176,11 +212,28 @@ func runChild(dir, store string) error {
 			return err
 		}
 		log = log[n:]
-		if err := a.Apply(&rec); err != nil {
+		if err := applyNext(a, &rec); err != nil {
 			return err
 		}
 	}
+	if err := a.ApplyQueued(); err != nil {
+		return err
+	}
 	return a.Close()
+}
+
+// applyNext applies in runs, as a standby that is behind does.
+func applyNext(a *Applier, rec *record.Record) error {
+	if a.Queued() < 300 && a.Queue(rec) {
+		return nil
+	}
+	if err := a.ApplyQueued(); err != nil {
+		return err
+	}
+	if a.Queue(rec) {
+		return nil
+	}
+	return a.Apply(rec)
 }
 
 // A process that is killed again and again at random ends with the store that
@@ -201,7 +254,8 @@ func TestSigkill(t *testing.T) {
 			}
 			p := newPrimary(t, t.TempDir())
 			p.must(copyAttrs(p.dir, store))
-			workload(p, rng, records)
+			workload(p, rng, records/2)
+			bursts(p, rng, records)
 			dir := t.TempDir()
 			var log []byte
 			for _, rec := range p.log {

@@ -348,5 +348,11 @@ func (p *primary) removexattr(path, name string) *record.Record {
 }
 
 func (p *primary) fsync(path string, flags record.Flags) *record.Record {
-	return p.add(record.OpFsync, path, func(r *record.Record) { r.Flags = flags })
+	return p.add(record.OpFsync, path, func(r *record.Record) {
+		r.Flags = flags
+		if path != "" && p.exists(path) {
+			r.FileID = p.idOf(path)
+			r.Fields |= record.FieldFileID
+		}
+	})
 }

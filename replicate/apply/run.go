@@ -4,6 +4,7 @@ import (
 	"math"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -23,7 +24,6 @@ type run struct {
 	ids   map[uint64]int32 // FileID -> files
 	inos  map[inode]int32
 	epoch uint64
-	bytes int
 }
 
 // runFile is a file of the run. A worker has it alone.
@@ -51,11 +51,11 @@ type task struct {
 }
 
 const (
-	// parallelRecords and parallelBytes are how large a run must be, one of
-	// them, for others than the calling goroutine to help: waking them costs
-	// more than a few records.
-	parallelRecords = 32
-	parallelBytes   = 128 << 10
+	// A step that takes longer than slow, and slowByte for each byte, waits for
+	// the disk: others shall go on with other files. Where all is in memory,
+	// waking them would cost more than they do.
+	slow     = 100 * time.Microsecond
+	slowByte = time.Nanosecond
 	// vectorMax bounds the writes that become one.
 	vectorMax = 64
 )
@@ -146,12 +146,11 @@ func (q *run) add(file int32, rec *record.Record) {
 		t.offset = rec.Size
 	}
 	q.tasks = append(q.tasks, t)
-	q.bytes += len(rec.Data)
 }
 
 func (q *run) reset() {
 	clear(q.tasks) // they hold data and paths
-	q.tasks, q.files, q.bytes = q.tasks[:0], q.files[:0], 0
+	q.tasks, q.files = q.tasks[:0], q.files[:0]
 	clear(q.ids)
 	clear(q.inos)
 }
@@ -205,22 +204,14 @@ func (q *run) failed(i int, err error) error {
 	return &Error{LSN: t.lsn, Op: t.op, Path: t.path, Err: hint(err), Divergence: divergence(err)}
 }
 
-// applyRun applies the run with as many workers as are of use. Should a record
-// fail, all before it are applied all the same: bad is then the first that
-// failed. changed says that the store may have changed.
+// applyRun applies the run, with further goroutines when there is something to
+// wait for. Should a record fail, all before it are applied all the same: bad is
+// then the first that failed. changed says that the store may have changed.
 func (a *Applier) applyRun(q *run) (bad int, changed bool, err error) {
 	w := runWorkers{a: a, run: q}
 	w.bad.Store(math.MaxInt32)
-	helpers := 0
-	if len(q.tasks) >= parallelRecords || q.bytes >= parallelBytes {
-		helpers = min(a.cfg.ApplyWorkers, len(q.files)) - 1
-	}
-	var wg sync.WaitGroup
-	for range helpers {
-		wg.Go(w.work)
-	}
-	w.work()
-	wg.Wait()
+	w.work(min(a.cfg.ApplyWorkers, len(q.files)) - 1)
+	w.helpers.Wait()
 	return int(w.bad.Load()), w.changed.Load(), w.err
 }
 
@@ -228,6 +219,7 @@ func (a *Applier) applyRun(q *run) (bad int, changed bool, err error) {
 type runWorkers struct {
 	a       *Applier
 	run     *run
+	helpers sync.WaitGroup
 	next    atomic.Int32 // the next file that nobody has
 	bad     atomic.Int32 // the first task that failed
 	changed atomic.Bool
@@ -236,25 +228,40 @@ type runWorkers struct {
 	err error      // of bad
 }
 
-// work applies files until there are none left.
-func (w *runWorkers) work() {
+// work applies files until there are none left. It gets that many helpers when a
+// step is slow.
+func (w *runWorkers) work(helpers int) {
 	k := kernel{probe: w.a.k.probe}
 	for {
 		i := w.next.Add(1) - 1
 		if int(i) >= len(w.run.files) {
 			break
 		}
-		w.file(&k, &w.run.files[i])
+		w.file(&k, &w.run.files[i], &helpers)
 	}
 	if k.changed {
 		w.changed.Store(true)
 	}
 }
 
+// help starts helpers.
+func (w *runWorkers) help(n *int) {
+	for ; *n > 0; *n-- {
+		w.helpers.Go(func() { w.work(0) })
+	}
+}
+
 // file applies the tasks of one file but those behind one that failed.
-func (w *runWorkers) file(k *kernel, f *runFile) {
+func (w *runWorkers) file(k *kernel, f *runFile, helpers *int) {
 	for i := f.head; i >= 0 && i < w.bad.Load(); {
-		last, err := w.step(k, f, i)
+		var begun time.Time
+		if *helpers > 0 {
+			begun = time.Now()
+		}
+		last, n, err := w.step(k, f, i)
+		if *helpers > 0 && time.Since(begun) > slow+time.Duration(n)*slowByte {
+			w.help(helpers)
+		}
 		if err != nil {
 			w.fail(i, err)
 			return
@@ -274,19 +281,19 @@ func (w *runWorkers) fail(i int32, err error) {
 }
 
 // step applies task i, and those behind it that can be done in one go. It
-// returns the last that is done.
-func (w *runWorkers) step(k *kernel, f *runFile, i int32) (last int32, err error) {
+// returns the last that is done, and how many bytes were written.
+func (w *runWorkers) step(k *kernel, f *runFile, i int32) (last int32, n int, err error) {
 	t := &w.run.tasks[i]
 	if k.probe != nil {
 		if err := k.at("run"); err != nil {
-			return i, err
+			return i, 0, err
 		}
 	}
 	switch t.op {
 	case record.OpFsync:
-		return i, w.a.sync.add(t.lsn, f.fd, f.file, t.flags.Has(record.FlagDataOnly), t.path)
+		return i, 0, w.a.sync.add(t.lsn, f.fd, f.file, t.flags.Has(record.FlagDataOnly), t.path)
 	case record.OpWrite:
-		i, err = w.write(k, f, i)
+		i, n, err = w.write(k, f, i)
 		t = &w.run.tasks[i]
 	default:
 		if t.fields.Has(record.FieldSize) {
@@ -299,38 +306,37 @@ func (w *runWorkers) step(k *kernel, f *runFile, i int32) (last int32, err error
 	if err == nil && t.fields.Has(record.FieldMode) {
 		err = k.fchmod(f.fd, t.mode)
 	}
-	if err != nil {
-		return i, err
+	if err == nil {
+		err = w.times(k, f, t)
 	}
-	return i, w.times(k, f, t)
+	return i, n, err
 }
 
 // write stores the data of task i together with that of tasks which go on where
 // it ends.
-func (w *runWorkers) write(k *kernel, f *runFile, i int32) (int32, error) {
+func (w *runWorkers) write(k *kernel, f *runFile, i int32) (last int32, total int, err error) {
 	tasks := w.run.tasks
 	t := &tasks[i]
-	if !w.joins(t) {
-		if len(t.data) == 0 {
-			return i, nil
+	if w.joins(t) {
+		var room [vectorMax][]byte
+		vec := append(room[:0], t.data)
+		total, last = len(t.data), i
+		for len(vec) < vectorMax && w.joins(&tasks[last]) {
+			tasks[last].late = true
+			last = tasks[last].next
+			vec = append(vec, tasks[last].data)
+			total += len(tasks[last].data)
 		}
-		return i, k.pwrite(f.fd, t.data, t.offset)
+		if n, err := k.pwritev(f.fd, vec, t.offset); err == nil && n == total {
+			return last, total, nil
+		}
+		// Which of them does not fit?
+		t.late = false
 	}
-	var room [vectorMax][]byte
-	vec, total, last := append(room[:0], t.data), len(t.data), i
-	for len(vec) < vectorMax && w.joins(&tasks[last]) {
-		tasks[last].late = true
-		last = tasks[last].next
-		vec = append(vec, tasks[last].data)
-		total += len(tasks[last].data)
+	if len(t.data) > 0 {
+		err = k.pwrite(f.fd, t.data, t.offset)
 	}
-	n, err := k.pwritev(f.fd, vec, t.offset)
-	if err == nil && n == total {
-		return last, nil
-	}
-	// Which of them does not fit?
-	tasks[i].late = false
-	return i, k.pwrite(f.fd, t.data, t.offset)
+	return i, len(t.data), err
 }
 
 // joins tells whether the next task of t's file can be written with it.
