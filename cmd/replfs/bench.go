@@ -20,7 +20,7 @@ func newBenchCommand() *cobra.Command {
 		Use:   "bench",
 		Short: "Measure replfs on this machine",
 	}
-	cmd.AddCommand(newBenchFSCommand(), newBenchLoopbackCommand())
+	cmd.AddCommand(newBenchFSCommand(), newBenchReplicationCommand(), newBenchLoopbackCommand(), newBenchPipelineCommand())
 	return cmd
 }
 

@@ -10,8 +10,9 @@ import (
 
 const (
 	// BatchSize is up to how many bytes of records a sender puts in a batch, but
-	// for a single record that is larger.
-	BatchSize = 512 << 10
+	// for a single record that is larger. The largest write(2) fits, so that no
+	// memory has to be made for it.
+	BatchSize = record.MaxData + 64<<10
 	// MaxBatch bounds the records of a batch, compression undone.
 	MaxBatch = record.MaxSize
 
