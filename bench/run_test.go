@@ -49,11 +49,17 @@ func workDir(t *testing.T) string {
 	return dir
 }
 
-// benchFS is the command `replfs bench fs`; the test fails if it leaves a
-// runtime directory.
+// benchFS is the command `replfs bench fs`.
 func benchFS(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), lab.Binary(t), append([]string{"bench", "fs"}, args...)...)
+	return benchCommand(t, append([]string{"fs"}, args...)...)
+}
+
+// benchCommand is a command of `replfs bench`; the test fails if it leaves a
+// runtime directory.
+func benchCommand(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), lab.Binary(t), append([]string{"bench"}, args...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	timer := time.AfterFunc(runLimit, func() { _ = cmd.Process.Signal(syscall.SIGTERM) })
 	t.Cleanup(func() {

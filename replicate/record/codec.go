@@ -217,9 +217,21 @@ func Check(b []byte) (Header, error) {
 // extended attribute values alias b. Every error wraps ErrCorrupt; nothing
 // b says makes it panic or allocate more than a small multiple of len(b).
 func Decode(b []byte, r *Record) (int, error) {
-	h, err := Check(b)
+	if _, err := Check(b); err != nil {
+		return 0, err
+	}
+	return DecodeChecked(b, r)
+}
+
+// DecodeChecked is Decode without verifying the checksum: for memory of this
+// process that only holds records which Check has passed.
+func DecodeChecked(b []byte, r *Record) (int, error) {
+	h, err := PeekHeader(b)
 	if err != nil {
 		return 0, err
+	}
+	if len(b) < h.Size {
+		return 0, ErrShort
 	}
 	if v := b[33]; v != Version {
 		return 0, corrupt("version %d, this replfs knows %d", v, Version)
@@ -398,13 +410,17 @@ func (d *decoder) count(size int) uint64 {
 // validate refuses paths that could not have come from a sane peer. The
 // applier still resolves every path beneath the store (invariant I8).
 func (r *Record) validate() error {
-	paths := append([]string{r.Path}, r.Names...)
+	if err := CheckPath(r.Path); err != nil {
+		return err
+	}
+	for _, p := range r.Names {
+		if err := CheckPath(p); err != nil {
+			return err
+		}
+	}
 	// A symlink's target and the ids of a copy or an epoch are not paths.
 	if r.Op != OpSymlink && !(r.Op == OpState && r.Mode&sIFMT == sIFLNK) {
-		paths = append(paths, r.Path2)
-	}
-	for _, p := range paths {
-		if err := CheckPath(p); err != nil {
+		if err := CheckPath(r.Path2); err != nil {
 			return err
 		}
 	}
