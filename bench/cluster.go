@@ -76,7 +76,7 @@ func writeConfig(path string, s *site, name string, names []string, durability s
 	}
 	var nodes []yaml.MapSlice
 	for i, n := range names {
-		dir := func(d string) string { return s.path(name, n, d) }
+		dir := func(d string) string { return s.node(name, n, d) }
 		if err := mkdirs(dir("mount"), dir("store"), dir("state")); err != nil {
 			return err
 		}

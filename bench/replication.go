@@ -15,7 +15,10 @@ import (
 // ReplicationOptions shape a run of RunReplication.
 type ReplicationOptions struct {
 	// Dir, Binary, Rounds, Scale, Workloads and Progress are as in Options.
-	Dir       string
+	Dir string
+	// PeerDir is where the standbys work, if not in Dir: on a file system, and at
+	// best a disk, of their own, as on another machine.
+	PeerDir   string
 	Binary    string
 	Rounds    int
 	Scale     float64
@@ -69,9 +72,17 @@ func RunReplication(ctx context.Context, opt ReplicationOptions) (_ *Replication
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, r.close()) }()
+	if opt.PeerDir != "" {
+		if err := r.site.addPeer(opt.PeerDir); err != nil {
+			return nil, err
+		}
+	}
 	r.report = &ReplicationReport{
 		Version: version.Get().Version, Started: time.Now(), Host: host(), FileSystem: fsName(r.site.dir),
 		Rounds: opt.Rounds, Scale: opt.Scale,
+	}
+	if opt.PeerDir != "" {
+		r.report.PeerFileSystem = fsName(r.site.peer) + " of its own"
 	}
 	for i, w := range loads {
 		for round := range opt.Rounds {
@@ -159,7 +170,7 @@ func (r *replBencher) cluster(ctx context.Context, durability string) (*running,
 
 // standbyStore is the store of a cluster's standby.
 func (r *replBencher) standbyStore(durability string) string {
-	return r.site.path(durability, "standby", "store")
+	return r.site.node(durability, "standby", "store")
 }
 
 // add notes what a number was in this round.

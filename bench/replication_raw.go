@@ -71,7 +71,7 @@ func rawStream(ctx context.Context, path string, size int64) (speed float64, err
 	go func() { served <- server.Serve(lis) }()
 	defer func() {
 		server.Stop()
-		<-served // it was stopped
+		<-served //nolint:errcheck // it was stopped
 	}()
 	conn, err := grpc.NewClient("passthrough:///"+lis.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.ForceCodecV2(rawCodec{})), grpc.WithNoProxy(),

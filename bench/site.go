@@ -17,6 +17,30 @@ import (
 // one for sockets and rings on a tmpfs, as on a server, if there is one.
 type site struct {
 	dir, runtime string
+	peer         string // for the standby, if it shall have a file system of its own
+}
+
+// addPeer makes a directory for standbys below another parent.
+func (s *site) addPeer(parent string) error {
+	parent, err := filepath.Abs(parent)
+	if err == nil {
+		parent, err = filepath.EvalSymlinks(parent)
+	}
+	if err == nil {
+		s.peer, err = os.MkdirTemp(parent, fmt.Sprintf("replfs-bench-%d-", os.Getpid()))
+	}
+	if err != nil {
+		return fmt.Errorf("make the standby's directory: %w", err)
+	}
+	return nil
+}
+
+// node is a path of a node of a cluster.
+func (s *site) node(cluster, node, elem string) string {
+	if node == "standby" && s.peer != "" {
+		return filepath.Join(s.peer, cluster, node, elem)
+	}
+	return s.path(cluster, node, elem)
 }
 
 func newSite(parent string) (*site, error) {
@@ -57,13 +81,14 @@ func (s *site) path(elem ...string) string { return filepath.Join(append([]strin
 // close detaches what is still mounted and removes everything. Whoever used
 // it must have ended.
 func (s *site) close() error {
-	errs := []error{detachBelow(s.dir)}
-	if errs[0] != nil {
-		// Never remove through a mount.
-		return errs[0]
-	}
-	for _, d := range []string{s.runtime, s.dir} {
+	var errs []error
+	for _, d := range []string{s.dir, s.peer, s.runtime} {
 		if d == "" {
+			continue
+		}
+		// Never remove through a mount.
+		if err := detachBelow(d); err != nil {
+			errs = append(errs, err)
 			continue
 		}
 		if err := os.RemoveAll(d); err != nil {

@@ -190,7 +190,7 @@ func (p *pipeline) serve() (dial func() (*grpc.ClientConn, error), err error) {
 	go func() { served <- p.server.Serve(lis) }()
 	p.onStop(func() error {
 		p.server.Stop()
-		<-served // it was stopped
+		<-served //nolint:errcheck // it was stopped
 		return nil
 	})
 	return func() (*grpc.ClientConn, error) { return grpc.NewClient(target, opts...) }, nil

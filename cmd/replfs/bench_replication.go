@@ -70,6 +70,7 @@ software costs; fsync means something on a disk only: give a directory there wit
 	}
 	f := cmd.Flags()
 	f.StringVar(&opt.Dir, "dir", "/dev/shm", "the `directory` to work in, on the file system to measure")
+	f.StringVar(&opt.PeerDir, "peer-dir", "", "the `directory` for the standby, on a file system of its own (default that of --dir)")
 	f.IntVar(&opt.Rounds, "rounds", 3, "how often to measure each workload")
 	f.Float64Var(&opt.Scale, "scale", 1, "how large the workloads are")
 	f.StringSliceVar(&opt.Workloads, "workloads", nil, "only these workloads, `names` or globs (default all)")

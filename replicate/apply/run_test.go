@@ -254,7 +254,7 @@ func TestAnotherEpochWithinARunIsDivergence(t *testing.T) {
 	if r.a.Queue(&rec) {
 		t.Fatal("queued")
 	}
-	r.refused(&rec, true)
+	_ = r.refused(&rec, true)
 }
 
 // Nothing but the next record of the same epoch is queued, and none that may
