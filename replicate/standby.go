@@ -182,7 +182,7 @@ func (s *Standby) Status() StandbyStatus {
 	return st
 }
 
-// run applies records one by one. A record that cannot be applied is tried
+// run applies records in their order. A record that cannot be applied is tried
 // again; none is ever skipped.
 func (s *Standby) run(ctx context.Context) {
 	defer close(s.done)
