@@ -35,7 +35,7 @@ FUZZ_SECONDS      ?= 10
 FUZZ_LONG_SECONDS ?= 60
 # More flags for go test, such as TESTFLAGS='-run TestRename -v'.
 export TESTFLAGS ?=
-# More flags for replfs bench fs, such as BENCHFLAGS='--dir /var/tmp --rounds 3'.
+# More flags for replfs bench fs or replication, such as BENCHFLAGS='--dir /var/tmp --rounds 3'.
 BENCHFLAGS ?=
 # For the Go benchmarks: which, how long, how often.
 BENCH     ?= .
@@ -71,6 +71,10 @@ fuzz: ## Run every fuzz target, FUZZ_SECONDS each (default 10)
 .PHONY: bench
 bench: deps build ## Compare the mount with the bare store and other FUSE file systems; BENCHFLAGS
 	$(BIN) bench fs $(BENCHFLAGS)
+
+.PHONY: bench-replication
+bench-replication: build ## Measure replication between two nodes on this machine; BENCHFLAGS
+	$(BIN) bench replication $(BENCHFLAGS)
 
 .PHONY: bench-go
 bench-go: ## Run the Go benchmarks of the packages; BENCH, BENCHTIME and BENCHRUNS choose

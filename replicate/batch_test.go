@@ -3,11 +3,15 @@ package replicate
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"fmt"
+	"hash/crc32"
 	"sync/atomic"
 	"testing"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/replfs/replfs/replicate/record"
 	"github.com/replfs/replfs/replicate/wire"
@@ -67,6 +71,41 @@ func TestCompressionIsTheSenders(t *testing.T) {
 			}
 		})
 	}
+}
+
+// appendMessage puts a message behind its length.
+func appendMessage(b []byte, m *wire.Down) []byte {
+	p, err := proto.Marshal(m)
+	if err != nil {
+		panic(err)
+	}
+	return append(protowire.AppendVarint(b, uint64(len(p))), p...)
+}
+
+// nextMessage takes one off; nil when what is there is none. Checksums of
+// records are put right, so that a fuzzer gets past them.
+func nextMessage(b []byte) (*wire.Down, []byte) {
+	p, n := protowire.ConsumeBytes(b)
+	if n < 0 {
+		return nil, nil
+	}
+	m := &wire.Down{}
+	if proto.Unmarshal(p, m) != nil {
+		return nil, nil
+	}
+	if r := m.GetBatch().GetRecords(); r != nil {
+		for len(r) >= record.HeaderSize {
+			n := int(binary.LittleEndian.Uint32(r))
+			if n < record.HeaderSize || n > len(r) {
+				break
+			}
+			castagnoli := crc32.MakeTable(crc32.Castagnoli)
+			crc := crc32.Update(crc32.Checksum(r[record.HeaderSize:n], castagnoli), castagnoli, r[8:record.HeaderSize])
+			binary.LittleEndian.PutUint32(r[4:], crc)
+			r = r[n:]
+		}
+	}
+	return m, b[n:]
 }
 
 // FuzzServe plays a primary that greets well and then sends what it likes. The
