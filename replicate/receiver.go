@@ -110,15 +110,18 @@ func (s *Standby) detach(l *link) {
 func (s *Standby) session(ctx context.Context, stream wire.Replication_StreamServer, l *link, primary *wire.NodeState) error {
 	// Receiving cannot be interrupted but by returning: a goroutine does it.
 	errs := make(chan error, 2)
-	go func() { errs <- s.receive(ctx, stream, l, primary) }()
+	go func() {
+		err := s.receive(ctx, stream, l, primary)
+		if refusal(err) {
+			s.log.Error("refused what the primary sent", zap.String("peer", l.peer), zap.Uint64("epoch", l.epoch), zap.Error(err))
+		}
+		errs <- err
+	}()
 	go func() { errs <- s.answer(ctx, stream, l) }()
 	select {
 	case err := <-errs:
 		if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
 			return status.Error(codes.Unavailable, cause.Error())
-		}
-		if refusal(err) {
-			s.log.Error("refused what the primary sent", zap.String("peer", l.peer), zap.Uint64("epoch", l.epoch), zap.Error(err))
 		}
 		return err
 	case <-ctx.Done():

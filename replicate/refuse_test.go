@@ -2,6 +2,7 @@ package replicate
 
 import (
 	"bytes"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -175,6 +176,10 @@ func TestServeRefuses(t *testing.T) {
 			if st.Suspect != "" || st.Trouble != "" {
 				t.Errorf("what was refused harmed the store: suspect %q, trouble %q", st.Suspect, st.Trouble)
 			}
+			eventually(t, "the refusal is logged", func() bool {
+				said := s.said.FilterMessage("refused what the primary sent").All()
+				return len(said) == 1 && strings.Contains(fmt.Sprint(said[0].ContextMap()), tt.want)
+			})
 			// A sound primary goes on.
 			next := tt.received + 1
 			c = dial(t, net, greeting("a", 1, history))

@@ -13,6 +13,8 @@ import (
 
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -121,6 +123,8 @@ type standby struct {
 	name, base, store    string
 	cluster, certificate string // certificate: who a primary's certificate names
 	ring                 *oplog.Log
+	said                 *observer.ObservedLogs // warnings and worse
+	noted                zapcore.Core
 
 	mu        sync.Mutex
 	mute      bool // says nothing of compressions, as an older version
@@ -134,7 +138,8 @@ type standby struct {
 func newStandby(t testing.TB, name string) *standby {
 	t.Helper()
 	base := shm(t)
-	s := &standby{t: t, name: name, base: base, store: filepath.Join(base, "store"), cluster: "gitlab"}
+	core, said := observer.New(zap.WarnLevel)
+	s := &standby{t: t, said: said, noted: core, name: name, base: base, store: filepath.Join(base, "store"), cluster: "gitlab"}
 	if err := os.Mkdir(s.store, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -178,7 +183,7 @@ func (s *standby) open() {
 			}
 			return nil
 		},
-		Logger: testLog().Named("b"),
+		Logger: testLog().Named("b").WithOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core { return zapcore.NewTee(c, s.noted) })),
 	})
 	if err != nil {
 		s.t.Fatal(err)

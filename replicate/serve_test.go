@@ -45,6 +45,9 @@ func TestRefusedOnTheStandby(t *testing.T) {
 			if c.s.applied() != 0 || c.s.ring.Last() != 0 || c.p.walks.Load() != 0 {
 				t.Error("something was sent all the same")
 			}
+			if c.s.said.FilterMessage("refused a primary").Len() == 0 {
+				t.Errorf("logged %v", c.s.said.All())
+			}
 		})
 	}
 }
