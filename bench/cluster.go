@@ -92,11 +92,15 @@ func writeConfig(path string, s *site, name string, names []string, durability s
 			{Key: "control", Value: controlSocket(s, name, n)},
 		})
 	}
+	replication := yaml.MapSlice{{Key: "durability", Value: durability}}
+	if s.journal > 0 {
+		replication = append(replication, yaml.MapItem{Key: "journal", Value: yaml.MapSlice{{Key: "max_bytes", Value: s.journal}}})
+	}
 	text, err := yaml.Marshal(yaml.MapSlice{
 		{Key: "cluster", Value: "bench-" + name},
 		{Key: "insecure", Value: true},
 		{Key: "nodes", Value: nodes},
-		{Key: "replication", Value: yaml.MapSlice{{Key: "durability", Value: durability}}},
+		{Key: "replication", Value: replication},
 		{Key: "election", Value: yaml.MapSlice{{Key: "mode", Value: "manual"}, {Key: "initial_primary", Value: names[0]}}},
 	})
 	if err != nil {

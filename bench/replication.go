@@ -72,6 +72,7 @@ func RunReplication(ctx context.Context, opt ReplicationOptions) (_ *Replication
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, r.close()) }()
+	r.site.journal = max(8<<30, 2*opt.Behind) // behind is not too far behind
 	if opt.PeerDir != "" {
 		if err := r.site.addPeer(opt.PeerDir); err != nil {
 			return nil, err

@@ -18,6 +18,7 @@ import (
 type site struct {
 	dir, runtime string
 	peer         string // for the standby, if it shall have a file system of its own
+	journal      int64  // how many bytes a primary's journal may have, if not the default
 }
 
 // addPeer makes a directory for standbys below another parent.

@@ -213,12 +213,19 @@ func (p *pipeline) stream(ctx context.Context, dial func() (*grpc.ClientConn, er
 	}
 	history := replicate.History{{Epoch: 1, Primary: "a", Begin: lsn}}
 	p.insync = replicate.NewInSync(replicate.InSyncConfig{
-		Durability: replicate.Async, AckTimeout: limit, Last: p.log.Last,
+		AckTimeout: limit, Last: p.log.Last,
 		Persist: func([]string) error { return nil }, Log: zap.NewNop(),
 	})
 	p.insync.Start(nil)
+	spiller := replicate.StartSpiller(replicate.SpillerConfig{
+		Log: p.log, Cluster: life, BootID: life, Peers: []string{"b"}, InSync: p.insync, AckTimeout: limit, Logger: zap.NewNop(),
+	}, history, false)
+	p.onStop(func() error {
+		spiller.Close()
+		return nil
+	})
 	sender := replicate.NewSender(replicate.SenderConfig{
-		Peer: "b", Dial: dial, Log: p.log, InSync: p.insync, Compress: p.opt.Compress, AckTimeout: limit, Logger: zap.NewNop(),
+		Peer: "b", Dial: dial, Log: p.log, InSync: p.insync, Spiller: spiller, Compress: p.opt.Compress, Logger: zap.NewNop(),
 		Self: func() *wire.NodeState {
 			at := &wire.Position{Epoch: 1, Lsn: p.log.Last()}
 			return &wire.NodeState{Identity: identity("a"), Role: wire.Role_ROLE_PRIMARY, Epoch: 1, Applied: at, Received: at}
