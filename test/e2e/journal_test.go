@@ -160,19 +160,23 @@ func TestStandbyCatchesUpRecordByRecord(t *testing.T) {
 func TestPromoteWhileCatchingUp(t *testing.T) {
 	ctx := bounded(t, 4*time.Minute)
 	rng := random(seed(t))
-	c := started(t, ctx, journalOptions(smallJournal))
+	opts := journalOptions(smallJournal)
+	opts.Namespaces = true
+	c := started(t, ctx, opts)
 	standby := logMark(t, c, two)
 	writeNumbered(t, ctx, c.Mount(one), 0, 50)
 	must(t, c.WaitCaughtUp(ctx, one, two))
 	const files = 3000
 	away(t, ctx, c, 50, files-50)
+	// So slow that it cannot have caught up before the kill.
+	slowLink(t, ctx, c, one, 16<<20)
 	signal(t, c, two, syscall.SIGCONT)
 	have, err := status(ctx, c, two)
 	must(t, err)
-	eventually(t, ctx, hang, "it comes closer", func() error {
+	eventually(t, ctx, hang, "it comes closer, and is told that it is not in sync", func() error {
 		st, err := status(ctx, c, two)
-		if err == nil && st.LSN.Applied == have.LSN.Applied {
-			err = errors.New("not yet")
+		if err == nil && (st.LSN.Applied == have.LSN.Applied || st.InSync) {
+			err = fmt.Errorf("applied %d, in sync: %v", st.LSN.Applied, st.InSync)
 		}
 		return err
 	})
