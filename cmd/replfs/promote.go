@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 
 	"github.com/spf13/cobra"
 
@@ -16,9 +17,12 @@ func newPromoteCommand(g *globalFlags) *cobra.Command {
 		Use:   "promote",
 		Short: "Make this node the primary",
 		Long: `Makes this node the primary. While the old primary is alive this is a planned
-switchover: it turns read-only, everything is drained to this node, no write is
-lost, and neither mount is unmounted. With it gone, this node opens read-write
-at what it has; that the old primary is dead is your word.
+switchover: it gives up the VIP, runs its on_demote hooks, turns read-only, everything
+is drained to this node, no write is lost, and neither mount is unmounted. With it gone, this node opens read-write
+at what it has; that the old primary is dead is your word. Then the on_promote hooks
+run, the health checks are waited for, and the VIP is added. If that fails, this node
+is primary nevertheless, without the VIP, and the exit code is 1: mend it and run
+the command again, it does what is missing.
 
 What the node knows to be unsafe is refused with exit code 3. --force overrides
 that: acknowledged writes may be lost.`,
@@ -33,8 +37,8 @@ func newDemoteCommand(g *globalFlags) *cobra.Command {
 	return roleCommand(g, &cobra.Command{
 		Use:   "demote",
 		Short: "Make this primary read-only",
-		Long: `Makes this primary read-only, after draining what it has to the standbys in
-sync. No node is primary then until one is promoted.`,
+		Long: `Takes the VIP away, runs the on_demote hooks, and makes this primary read-only, after
+draining what it has to the standbys in sync. No node is primary then until one is promoted.`,
 	}, func(ctx context.Context, c *control.Client) (*control.RoleChange, error) { return c.Demote(ctx) })
 }
 
@@ -56,11 +60,33 @@ func roleCommand(g *globalFlags, cmd *cobra.Command, do func(context.Context, *c
 			return err
 		}
 		if asJSON {
-			return printJSON(cmd.OutOrStdout(), res)
+			return errors.Join(printJSON(cmd.OutOrStdout(), res), problemOf(view.Name, res))
 		}
-		_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s is %s in epoch %d: %s (%.3f s)\n", view.Name, res.Role, res.Epoch, res.What, res.Seconds)
-		return err
+		printSteps(cmd.OutOrStdout(), res.Steps)
+		if _, err := fmt.Fprintf(cmd.OutOrStdout(), "%s is %s in epoch %d: %s (%.3f s)\n", view.Name, res.Role, res.Epoch, res.What, res.Seconds); err != nil {
+			return err
+		}
+		return problemOf(view.Name, res)
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
+}
+
+// problemOf is an error if the role has changed but not all is well.
+func problemOf(node string, res *control.RoleChange) error {
+	if res.Problem == "" {
+		return nil
+	}
+	return fmt.Errorf("%s is %s, but not all is well: %s", node, res.Role, res.Problem)
+}
+
+// printSteps shows what was done, a line for each step.
+func printSteps(w io.Writer, steps []control.Step) {
+	for _, s := range steps {
+		fmt.Fprintf(w, "%9.3f s  %-7s %s", s.Seconds, s.Result, s.Name) //nolint:errcheck // the terminal is gone
+		if s.Detail != "" {
+			fmt.Fprintf(w, ": %s", s.Detail) //nolint:errcheck // the terminal is gone
+		}
+		fmt.Fprintln(w) //nolint:errcheck // the terminal is gone
+	}
 }

@@ -104,6 +104,11 @@ func printStatus(w io.Writer, st *control.Status) error {
 			return err
 		}
 	}
+	printService(w, st.Service)
+	if t := st.Transition; t != nil {
+		fmt.Fprintf(w, "%s of %s (%s): %s, %.3f s\n", t.Kind, t.Started.Local().Format(time.DateTime), t.Reason, t.Result, t.Seconds) //nolint:errcheck // the next one tells
+		printSteps(w, t.Steps)
+	}
 	for _, p := range st.Problems {
 		if _, err := fmt.Fprintf(w, "! %s\n", p.What); err != nil {
 			return err
@@ -124,6 +129,27 @@ func catchUpText(c *control.CatchUp) string {
 	}
 	rate := max(0, c.Rate)
 	return fmt.Sprintf("%s to go, %s/s closer, %s", humanize.IBytes(c.Bytes), humanize.IBytes(uint64(rate)), left)
+}
+
+func printService(w io.Writer, s *control.Service) {
+	if s == nil {
+		return
+	}
+	line := "service " + s.State
+	for _, v := range s.VIP {
+		held := "not held"
+		if v.Held {
+			held = "held"
+		}
+		line += fmt.Sprintf(", VIP %s on %s %s", v.Address, v.Interface, held)
+	}
+	for _, h := range s.Health {
+		line += fmt.Sprintf(", %s %s", h.Name, h.State)
+		if h.Error != "" {
+			line += " (" + h.Error + ")"
+		}
+	}
+	fmt.Fprintln(w, line) //nolint:errcheck // what follows tells
 }
 
 func syncWord(in bool) string {

@@ -19,6 +19,9 @@ type RoleChange struct {
 	Epoch   uint64  `json:"epoch"`
 	What    string  `json:"what"`
 	Seconds float64 `json:"seconds"`
+	Steps   []Step  `json:"steps,omitempty"`
+	// Problem says why the service is not ready though the role has changed.
+	Problem string `json:"problem,omitempty"`
 }
 
 // Node is what the server controls.
