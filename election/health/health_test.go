@@ -82,7 +82,7 @@ func TestProbes(t *testing.T) {
 			<-r.Context().Done()
 		case "/half":
 			w.Header().Set("Content-Length", "100")
-			fmt.Fprint(w, "half")
+			_, _ = fmt.Fprint(w, "half")
 		case "/redirect":
 			http.Redirect(w, r, "/hang", http.StatusFound)
 		default:

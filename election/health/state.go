@@ -80,11 +80,12 @@ func (t *Tracker) Err() error { return t.err }
 func Combine(states []State) State {
 	out := Healthy
 	for _, s := range states {
-		switch {
-		case s == Unhealthy:
+		switch s {
+		case Unhealthy:
 			return Unhealthy
-		case s == Unknown:
+		case Unknown:
 			out = Unknown
+		case Healthy:
 		}
 	}
 	return out

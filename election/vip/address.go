@@ -119,12 +119,13 @@ func setAddress(a Address, index int, flags uint32, lifetime time.Duration) erro
 		}
 	}
 	seconds := uint32(math.Ceil(lifetime.Seconds()))
-	cache := nl.IfaCacheInfo{IfaCacheinfo: unix.IfaCacheinfo{Valid: seconds, Prefered: seconds}}
+	preferred := seconds
 	if addr.Is6() {
 		// Deprecated: it answers, but the machine's own connections do not choose
 		// it as their source, and so do not break when it goes.
-		cache.Prefered = 0
+		preferred = 0
 	}
+	cache := nl.IfaCacheInfo{IfaCacheinfo: unix.IfaCacheinfo{Valid: seconds, Prefered: preferred}} //nolint:misspell // the kernel's name
 	req.AddData(nl.NewRtAttr(unix.IFA_CACHEINFO, cache.Serialize()))
 	if flags != 0 {
 		req.AddData(nl.NewRtAttr(unix.IFA_FLAGS, nl.Uint32Attr(flags)))

@@ -65,7 +65,7 @@ func hold(text string) error {
 			if err != nil {
 				return
 			}
-			fmt.Fprint(c, h.Name)
+			_, _ = fmt.Fprint(c, h.Name)
 			c.Close()
 		}
 	}()
