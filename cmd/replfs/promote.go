@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -12,7 +14,7 @@ import (
 )
 
 func newPromoteCommand(g *globalFlags) *cobra.Command {
-	var force bool
+	var force, fromNotify bool
 	cmd := roleCommand(g, &cobra.Command{
 		Use:   "promote",
 		Short: "Make this node the primary",
@@ -27,19 +29,62 @@ the command again, it does what is missing.
 What the node knows to be unsafe is refused with exit code 3. --force overrides
 that: acknowledged writes may be lost.`,
 	}, func(ctx context.Context, c *control.Client) (*control.RoleChange, error) {
+		if fromNotify {
+			return insist(ctx, func() (*control.RoleChange, error) { return c.Promote(ctx, false) })
+		}
 		return c.Promote(ctx, force)
 	})
+	cmd.Flags().BoolVar(&fromNotify, "from-notify", false, "for scripts of Keepalived: try for a while if this node or another one is starting or changes its role")
 	cmd.Flags().BoolVar(&force, "force", false, "promote even if this is known to be unsafe: acknowledged writes may be lost")
+	cmd.MarkFlagsMutuallyExclusive("force", "from-notify")
 	return cmd
 }
 
 func newDemoteCommand(g *globalFlags) *cobra.Command {
-	return roleCommand(g, &cobra.Command{
+	var fromNotify bool
+	cmd := roleCommand(g, &cobra.Command{
 		Use:   "demote",
 		Short: "Make this primary read-only",
 		Long: `Takes the VIP away, runs the on_demote hooks, and makes this primary read-only, after
 draining what it has to the standbys in sync. No node is primary then until one is promoted.`,
-	}, func(ctx context.Context, c *control.Client) (*control.RoleChange, error) { return c.Demote(ctx) })
+	}, func(ctx context.Context, c *control.Client) (*control.RoleChange, error) {
+		if fromNotify {
+			return insist(ctx, func() (*control.RoleChange, error) { return c.Demote(ctx, true) })
+		}
+		return c.Demote(ctx, false)
+	})
+	cmd.Flags().BoolVar(&fromNotify, "from-notify", false, "for scripts of Keepalived: refuse if no standby in sync could take over")
+	return cmd
+}
+
+// insistLimit is how long a command of a script is tried: another node may be
+// demoting itself at the same moment, and at boot the daemon may not be there yet.
+const insistLimit = 30 * time.Second
+
+// insist tries again what was refused or failed, for a while, and returns the last
+// outcome. Both commands do nothing where there is nothing to do.
+func insist(ctx context.Context, do func() (*control.RoleChange, error)) (*control.RoleChange, error) {
+	for begun := time.Now(); ; {
+		res, err := do()
+		if err == nil || time.Since(begun) > insistLimit || !passing(err) {
+			return res, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+// passing tells errors that may go away by themselves, in the words of the daemon.
+func passing(err error) bool {
+	for _, text := range []string{"no replfs runs here", "changing its role", "is stopping", "EOF", "connection reset"} {
+		if strings.Contains(err.Error(), text) {
+			return true
+		}
+	}
+	return false
 }
 
 // roleCommand runs an operation that changes the node's role.

@@ -211,18 +211,22 @@ func (n *Node) electionSelf() election.Self {
 	}
 }
 
-// demote makes this primary read-only and a standby of nobody yet.
-func (n *Node) demote(context.Context) (*control.RoleChange, error) {
+// demote makes this primary read-only and a standby of nobody yet. With
+// ifReplaceable it refuses where no standby in sync could take over.
+func (n *Node) demote(_ context.Context, ifReplaceable bool) (*control.RoleChange, error) {
 	n.changing.Lock()
 	defer n.changing.Unlock()
 	if n.getRole() != wire.Role_ROLE_PRIMARY {
 		return &control.RoleChange{Role: "standby", Epoch: n.state.Get().Epoch, What: "this node is a standby already"}, nil
 	}
+	if ifReplaceable && len(n.insync.Set()) == 0 {
+		return nil, &election.RefusedError{Reasons: []string{"no standby is in sync: nobody could take over, and nobody could write"}}
+	}
 	o := occasion{role: election.Standby, reason: "demoted by an operator"}
 	t := n.begin("demote", o.reason)
 	begun := time.Now()
 	steps := append(n.service.downSteps(o), n.drainSteps()...)
-	err := t.run(context.Background(), append(steps, step{name: "step down", run: do(n.stepDown)})...)
+	err := t.run(context.Background(), append(steps, step{name: "step down", run: do(func() error { return n.stepDown(true) })})...)
 	if err != nil {
 		n.markSuspect("cannot step down: " + err.Error())
 		return nil, t.end(err)

@@ -61,7 +61,7 @@ func (n *Node) start(ctx context.Context, rec oplog.Recovered) error {
 		return err
 	}
 	n.oplog.ClearIntents()
-	if err := n.takePosition(); err != nil {
+	if err := n.takePosition(false); err != nil {
 		return err
 	}
 	if n.unclean {
@@ -201,8 +201,10 @@ func (n *Node) flushMapped() {
 }
 
 // stepDown makes a primary a standby of whoever is primary next. Its gate
-// closes first; the caller has drained it, or does not care. changing is held.
-func (n *Node) stepDown() error {
+// closes first; the caller has drained it, or does not care. complete says that
+// nobody can have newer data, so that this node may be promoted again. changing is
+// held.
+func (n *Node) stepDown(complete bool) error {
 	// Senders go first: a mutation may be waiting for them to make room.
 	n.insync.Stop()
 	n.stopSenders()
@@ -210,20 +212,24 @@ func (n *Node) stepDown() error {
 	n.fs.SetReadOnly()
 	n.pacer.Stop()
 	n.setRole(wire.Role_ROLE_STARTING)
-	if err := n.takePosition(); err != nil {
+	if err := n.takePosition(complete); err != nil {
 		return err
 	}
 	return n.startStandby()
 }
 
-// takePosition says that the store is where the log ends.
-func (n *Node) takePosition() error {
+// takePosition says that the store is where the log ends, and whether nobody can
+// have newer data: what a primary once said to this node does not count any more.
+func (n *Node) takePosition(complete bool) error {
 	last := n.oplog.Last()
 	epoch := uint64(0)
 	if e, ok := toHistory(n.state.Get().History).At(last); ok {
 		epoch = e.Epoch
 	}
 	if err := n.standby.Applier().SetApplied(last, epoch); err != nil {
+		return err
+	}
+	if err := n.standby.Applier().SetInSync(complete); err != nil {
 		return err
 	}
 	n.mu.Lock()
@@ -286,7 +292,7 @@ func (n *Node) superseded(peer *wire.NodeState) {
 		n.setNotice(fmt.Sprintf("%s knows epoch %d: this node stopped being primary", name, peer.GetEpoch()))
 		o := occasion{role: election.Standby, peer: name, reason: fmt.Sprintf("%s knows epoch %d", name, peer.GetEpoch())}
 		t := n.begin("superseded", o.reason)
-		if err := t.run(context.Background(), step{name: "step down", run: do(n.stepDown)}); err != nil {
+		if err := t.run(context.Background(), step{name: "step down", run: do(func() error { return n.stepDown(false) })}); err != nil {
 			n.markSuspect("cannot step down: " + err.Error())
 			_ = t.end(errors.Join(err, n.service.keeper.drop())) // logged
 			return

@@ -169,7 +169,7 @@ func (n *Node) Handover(ctx context.Context, in *wire.HandoverRequest) (*wire.Ha
 		n.service.bringUp(n.begin("promote", back.reason), back, false)
 		return nil, status.Error(codes.FailedPrecondition, err.Error())
 	}
-	if err := t.run(context.Background(), step{name: "step down", run: do(n.stepDown)}); err != nil {
+	if err := t.run(context.Background(), step{name: "step down", run: do(func() error { return n.stepDown(false) })}); err != nil {
 		n.markSuspect("cannot step down: " + err.Error())
 		_ = t.end(err) // logged
 		return nil, status.Error(codes.Internal, err.Error())

@@ -528,3 +528,33 @@ func TestServiceKilled(t *testing.T) {
 	s.verify(s.Mount(one))
 	s.verify(s.Mount(two))
 }
+
+// TestServiceKilledDemote: a daemon that is being demoted dies after each step. It
+// is primary again, with its service, or a standby without.
+func TestServiceKilledDemote(t *testing.T) {
+	s := newServiceLab(t, mortal(t), nil)
+	must(t, s.StartNode(s.ctx, one))
+	s.serviceIs(one, control.ServiceReady)
+	for _, step := range []string{"remove the VIP", "on_demote hooks", "flush mapped files", "turn read-only", "drain", "step down"} {
+		must(t, os.WriteFile(dieFile(s.State(one)), []byte("demote/"+step), 0o600))
+		if _, err := s.Command(s.ctx, one, "demote"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Process(one).Wait(hang); err != nil {
+			t.Fatalf("%s: %v", step, err)
+		}
+		must(t, s.StartNode(s.ctx, one))
+		if step == "step down" {
+			must(t, s.WaitRole(s.ctx, one, "standby"))
+			s.serviceIs(one, control.ServiceDown)
+			if _, err := os.Stat(filepath.Join(s.dir, one+".pid")); err == nil || s.holds(one) {
+				t.Errorf("the standby has the application (%v) or the address (%t)", err, s.holds(one))
+			}
+			// What it has is all that there is.
+			promote(t, s.ctx, s.Cluster, one, false)
+		}
+		must(t, s.WaitRole(s.ctx, one, "primary"))
+		s.serviceIs(one, control.ServiceReady)
+		s.reaches(one, two)
+	}
+}
