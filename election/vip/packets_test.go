@@ -74,14 +74,6 @@ func FuzzOwned(f *testing.F) {
 	})
 }
 
-func FuzzAddressMessage(f *testing.F) {
-	f.Add(make([]byte, 8))
-	f.Add(append([]byte{2, 24, 0x80, 0, 1, 0, 0, 0}, 8, 0, 1, 0, 10, 0, 0, 1, 5, 0, 11, 0, 0x52, 0, 0, 0))
-	f.Fuzz(func(_ *testing.T, b []byte) {
-		_, _, _ = parseAddress(b)
-	})
-}
-
 func TestBroadcast(t *testing.T) {
 	for in, want := range map[string]string{
 		"10.1.1.10/24": "10.1.1.255", "10.1.1.10/8": "10.255.255.255", "10.1.1.10/20": "10.1.15.255",

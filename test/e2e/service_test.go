@@ -558,3 +558,35 @@ func TestServiceKilledDemote(t *testing.T) {
 		s.reaches(one, two)
 	}
 }
+
+// TestServiceEarly: with when: early the address is there before the hooks run; and
+// a promotion that is refused does not add it.
+func TestServiceEarly(t *testing.T) {
+	s := newServiceLab(t, "", func(extra map[string]any) {
+		extra["vip"].(map[string]any)["when"] = "early"
+		hooks := extra["hooks"].(map[string]any)
+		hooks["on_promote"] = append([]string{"PATH=$PATH:/usr/sbin:/sbin; ip -4 address show dev eth0 | grep -q " + virtual}, hooks["on_promote"].([]string)...)
+	})
+	start(t, s.ctx, s.Cluster)
+	s.serviceIs(one, control.ServiceReady)
+	s.reaches(one, two)
+	res, err := s.Promote(s.ctx, two, false)
+	must(t, err)
+	if at := strings.Index(res.Stdout, "add and announce the VIP"); res.Code != 0 || at < 0 || at > strings.Index(res.Stdout, "open read-write") {
+		t.Fatalf("promote: %d %s", res.Code, res.Output())
+	}
+	s.serviceIs(two, control.ServiceReady)
+	s.reaches(two, one)
+	must(t, s.WaitInSync(s.ctx, two, one))
+	// A node that has lost all, alone.
+	must(t, s.KillNode(one))
+	must(t, s.KillNode(two))
+	must(t, os.RemoveAll(s.State(two)))
+	must(t, os.MkdirAll(s.State(two), 0o700))
+	must(t, s.StartNode(s.ctx, two))
+	must(t, s.WaitRole(s.ctx, two, "standby"))
+	refused(t, s.ctx, s.Cluster, two, "never held data")
+	if st, err := status(s.ctx, s.Cluster, two); err != nil || st.Service.VIP[0].Held || st.Transition.Result != control.Failed {
+		t.Errorf("a node that was refused: %+v, %v", st, err)
+	}
+}
