@@ -15,6 +15,8 @@ BINDIR        ?= $(PREFIX)/bin
 UNITDIR       ?= $(PREFIX)/lib/systemd/system
 COMPLETIONDIR ?= $(PREFIX)/share/bash-completion/completions
 DOCDIR        ?= $(PREFIX)/share/doc/replfs
+# Scripts for other programs.
+LIBDIR        ?= $(PREFIX)/lib/replfs
 
 # Which build this is. Without git, or in a copy of the sources, it is left open.
 GIT     := $(if $(wildcard .git),git -c safe.directory='$(CURDIR)')
@@ -113,6 +115,10 @@ install: build ## Install the binary, unit, completion and an example config (PR
 	$(BIN) init -o - >'$(DESTDIR)$(DOCDIR)/replfs.yaml.example'
 	chmod 0644 '$(DESTDIR)$(DOCDIR)/replfs.yaml.example'
 	install -m 0644 packaging/systemd/gitlab-runsvdir.service.d/replfs.conf '$(DESTDIR)$(DOCDIR)/gitlab-runsvdir.conf.example'
+	install -d '$(DESTDIR)$(LIBDIR)'
+	install -m 0755 packaging/keepalived/replfs-notify packaging/keepalived/replfs-check '$(DESTDIR)$(LIBDIR)/'
+	sed 's|/usr/lib/replfs|$(LIBDIR)|' packaging/keepalived/keepalived.conf.example >'$(DESTDIR)$(DOCDIR)/keepalived.conf.example'
+	chmod 0644 '$(DESTDIR)$(DOCDIR)/keepalived.conf.example'
 	install -m 0644 LICENSE '$(DESTDIR)$(DOCDIR)/LICENSE'
 
 .PHONY: clean

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/dustin/go-humanize"
@@ -14,7 +15,7 @@ import (
 )
 
 func newStatusCommand(g *globalFlags) *cobra.Command {
-	var asJSON, watch bool
+	var asJSON, watch, fit, connected bool
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show roles, positions, lag and what is wrong",
@@ -25,6 +26,13 @@ func newStatusCommand(g *globalFlags) *cobra.Command {
 				return err
 			}
 			client := control.NewClient(view.Control)
+			if fit {
+				st, err := client.Status(cmd.Context())
+				if err != nil {
+					return err
+				}
+				return refusedError(unfit(st, connected))
+			}
 			for {
 				st, err := client.Status(cmd.Context())
 				if err != nil {
@@ -48,7 +56,26 @@ func newStatusCommand(g *globalFlags) *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	cmd.Flags().BoolVar(&watch, "watch", false, "print again every second")
+	cmd.Flags().BoolVar(&fit, "fit", false, "print nothing; exit 0 if this node is primary or, as far as it knows, could take over, else 3")
+	cmd.Flags().BoolVar(&connected, "connected", false, "with --fit: a standby must be connected to its primary")
 	return cmd
+}
+
+// unfit says why a node is neither primary nor could become so.
+func unfit(st *control.Status, connected bool) error {
+	switch {
+	case st.Role == "primary":
+		return nil
+	case st.Role != "standby":
+		return fmt.Errorf("%s is %s", st.Node, st.Role)
+	case st.Sync != nil:
+		return fmt.Errorf("%s is receiving a complete copy", st.Node)
+	case !st.InSync:
+		return fmt.Errorf("%s is not in sync", st.Node)
+	case connected && !slices.ContainsFunc(st.Peers, func(p control.Peer) bool { return p.Role == "primary" && p.State == "streaming" }):
+		return fmt.Errorf("%s has no primary", st.Node)
+	}
+	return nil
 }
 
 func printJSON(w io.Writer, v any) error {
@@ -104,6 +131,11 @@ func printStatus(w io.Writer, st *control.Status) error {
 			return err
 		}
 	}
+	printService(w, st.Service)
+	if t := st.Transition; t != nil {
+		fmt.Fprintf(w, "%s of %s (%s): %s, %.3f s\n", t.Kind, t.Started.Local().Format(time.DateTime), t.Reason, t.Result, t.Seconds) //nolint:errcheck // the next one tells
+		printSteps(w, t.Steps)
+	}
 	for _, p := range st.Problems {
 		if _, err := fmt.Fprintf(w, "! %s\n", p.What); err != nil {
 			return err
@@ -124,6 +156,27 @@ func catchUpText(c *control.CatchUp) string {
 	}
 	rate := max(0, c.Rate)
 	return fmt.Sprintf("%s to go, %s/s closer, %s", humanize.IBytes(c.Bytes), humanize.IBytes(uint64(rate)), left)
+}
+
+func printService(w io.Writer, s *control.Service) {
+	if s == nil {
+		return
+	}
+	line := "service " + s.State
+	for _, v := range s.VIP {
+		held := "not held"
+		if v.Held {
+			held = "held"
+		}
+		line += fmt.Sprintf(", VIP %s on %s %s", v.Address, v.Interface, held)
+	}
+	for _, h := range s.Health {
+		line += fmt.Sprintf(", %s %s", h.Name, h.State)
+		if h.Error != "" {
+			line += " (" + h.Error + ")"
+		}
+	}
+	fmt.Fprintln(w, line) //nolint:errcheck // what follows tells
 }
 
 func syncWord(in bool) string {

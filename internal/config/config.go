@@ -59,6 +59,16 @@ const (
 	VIPEarly VIPWhen = "early" // before the service starts
 )
 
+// VIPDuplicate says what to do about a virtual address that another machine
+// answers to.
+type VIPDuplicate string
+
+// The answers to a duplicate virtual address.
+const (
+	DuplicateWait  VIPDuplicate = "wait"  // take it when nobody answers any more
+	DuplicateForce VIPDuplicate = "force" // take it all the same
+)
+
 // Config is a whole config file with defaults filled in. The settings that a
 // node may override are to be read through Node.
 type Config struct {
@@ -159,13 +169,33 @@ type Election struct {
 	TTL       Duration `yaml:"ttl"`
 	// InitialPrimary is primary when the cluster starts for the first time.
 	InitialPrimary string `yaml:"initial_primary"`
+	// ReadyTimeout is how long a promotion waits for the service to be healthy.
+	ReadyTimeout Duration `yaml:"ready_timeout"`
 }
 
-// VIP is the virtual address that the primary holds.
+// VIP are the virtual addresses that the primary holds, each with its prefix
+// length.
 type VIP struct {
-	Address   string  `yaml:"address"`
-	Interface string  `yaml:"interface"`
-	When      VIPWhen `yaml:"when"`
+	Address   string   `yaml:"address"`
+	Addresses []string `yaml:"addresses"`
+	Interface string   `yaml:"interface"`
+	// Label names IPv4 addresses: <interface>:<label>.
+	Label string `yaml:"label"`
+	// Scope of IPv4 addresses: global, site, link or host.
+	Scope       string       `yaml:"scope"`
+	When        VIPWhen      `yaml:"when"`
+	OnDuplicate VIPDuplicate `yaml:"on_duplicate"`
+	// Lifetime is how long the kernel keeps them without a renewal.
+	Lifetime Duration `yaml:"lifetime"`
+}
+
+// All returns all addresses, as they stand in the file.
+func (v *VIP) All() []string {
+	var out []string
+	if v.Address != "" {
+		out = append(out, v.Address)
+	}
+	return append(out, v.Addresses...)
 }
 
 // HealthCheck is a check of the service; one of Exec, HTTP and TCP is set.
@@ -203,6 +233,9 @@ type Notify struct {
 type Webhook struct {
 	URL     string   `yaml:"url,short"`
 	Timeout Duration `yaml:"timeout"`
+	// SecretFile holds the key that signs the body; without it there is no
+	// signature.
+	SecretFile string `yaml:"secret_file"`
 }
 
 // SMTP is a mail server. The password stays in a file of its own, as the config
@@ -214,6 +247,8 @@ type SMTP struct {
 	Username     string   `yaml:"username"`
 	PasswordFile string   `yaml:"password_file"`
 	StartTLS     bool     `yaml:"starttls"`
+	// CA is a file with what to trust instead of the system's certificates.
+	CA string `yaml:"ca"`
 }
 
 // Load reads and checks the config file at path. Its errors name file and line,
@@ -262,7 +297,7 @@ func defaults() *Config {
 			Journal:       Journal{MaxBytes: 8 << 30},
 			Compression:   CompressionNone,
 		},
-		Election: Election{Mode: ElectionEtcd, TTL: Duration(3 * time.Second)},
+		Election: Election{Mode: ElectionEtcd, TTL: Duration(3 * time.Second), ReadyTimeout: Duration(5 * time.Minute)},
 	}
 }
 
@@ -271,8 +306,14 @@ func (c *Config) fillIn() {
 	if c.Store == "" && c.Mount != "" {
 		c.Store = storeOf(c.Mount)
 	}
-	if c.VIP != nil && c.VIP.When == "" {
-		c.VIP.When = VIPReady
+	if v := c.VIP; v != nil {
+		if v.When == "" {
+			v.When = VIPReady
+		}
+		if v.OnDuplicate == "" {
+			v.OnDuplicate = DuplicateWait
+		}
+		setDefault(c, "vip.lifetime", &v.Lifetime, Duration(10*time.Second))
 	}
 	for i := range c.Health {
 		h, at := &c.Health[i], fmt.Sprintf("health[%d].", i)

@@ -46,7 +46,8 @@ election:
   endpoints: ["https://etcd:2379"]
   ttl: 5s
   initial_primary: gl-1
-vip: {address: 10.1.1.10/24, interface: eth0, when: early}
+  ready_timeout: 9m
+vip: {address: 10.1.1.10/24, addresses: ["fd00::10/64"], interface: eth0, label: gl, scope: site, when: early, on_duplicate: force, lifetime: 7s}
 health:
   - {http: "http://127.0.0.1/-/health", interval: 3s, timeout: 4s, fall: 5, rise: 6}
   - {tcp: "127.0.0.1:80"}
@@ -58,9 +59,9 @@ hooks:
       echo one
       echo two
 notify:
-  webhook: ["https://chat/hook"]
+  webhook: ["https://chat/hook", {url: "https://b/", secret_file: /etc/s}]
   exec: [notify-me]
-  smtp: {server: "mail:25", from: a@b, to: [c@d], username: u, password_file: /etc/pw, starttls: true}
+  smtp: {server: "mail:25", from: a@b, to: [c@d], username: u, password_file: /etc/pw, starttls: true, ca: /etc/ca}
 `
 
 // small is a valid config that says no more than it must.
@@ -97,8 +98,8 @@ func TestFull(t *testing.T) {
 	}
 	for _, p := range []struct{ got, want any }{
 		{c.Replication, wantReplication},
-		{c.Election, Election{ElectionEtcd, []string{"https://etcd:2379"}, Duration(5 * time.Second), "gl-1"}},
-		{*c.VIP, VIP{"10.1.1.10/24", "eth0", VIPEarly}},
+		{c.Election, Election{ElectionEtcd, []string{"https://etcd:2379"}, Duration(5 * time.Second), "gl-1", Duration(9 * time.Minute)}},
+		{*c.VIP, VIP{"10.1.1.10/24", []string{"fd00::10/64"}, "eth0", "gl", "site", VIPEarly, DuplicateForce, Duration(7 * time.Second)}},
 		{c.Health, []HealthCheck{
 			{HTTP: "http://127.0.0.1/-/health", Interval: Duration(3 * time.Second), Timeout: Duration(4 * time.Second), Fall: 5, Rise: 6},
 			{TCP: "127.0.0.1:80", Interval: Duration(time.Second), Timeout: Duration(2 * time.Second), Fall: 3, Rise: 2},
@@ -110,8 +111,8 @@ func TestFull(t *testing.T) {
 		}},
 		{c.Notify, Notify{
 			Exec:    []Hook{{"notify-me", Duration(time.Minute)}},
-			Webhook: []Webhook{{"https://chat/hook", Duration(10 * time.Second)}},
-			SMTP:    SMTP{"mail:25", "a@b", []string{"c@d"}, "u", "/etc/pw", true},
+			Webhook: []Webhook{{"https://chat/hook", Duration(10 * time.Second), ""}, {"https://b/", Duration(10 * time.Second), "/etc/s"}},
+			SMTP:    SMTP{"mail:25", "a@b", []string{"c@d"}, "u", "/etc/pw", true, "/etc/ca"},
 		}},
 		{c.Nodes[2], Node{Name: "gl-w", Address: "10.1.1.3:7410", Witness: true}},
 		{c.File(), "f.yaml"},
@@ -180,14 +181,14 @@ func TestNodeOverrides(t *testing.T) {
 		Mount: "/var/opt/gitlab", Store: "/srv/gitlab.store", State: "/var/lib/replfs-state",
 		Control: "/run/r.sock", Metrics: "127.0.0.1:7411",
 		TLS: &TLS{"/etc/ca.crt", "/etc/node.crt", "/etc/node.key"},
-		VIP: &VIP{"10.1.1.10/24", "eth0", VIPEarly}, Config: c,
+		VIP: &VIP{"10.1.1.10/24", []string{"fd00::10/64"}, "eth0", "gl", "site", VIPEarly, DuplicateForce, Duration(7 * time.Second)}, Config: c,
 	}
 	want2 := &NodeView{
 		Cluster: "gitlab", Name: "gl-2", Address: "10.1.1.2:7410", Priority: 90,
 		Mount: "/data", Store: "/data.backing", State: "/state2",
 		Control: "/run/2.sock", Metrics: "127.0.0.1:7412",
 		TLS: &TLS{"/etc/ca.crt", "/etc/two.crt", "/etc/two.key"},
-		VIP: &VIP{"10.1.1.10/24", "ens3", VIPEarly}, Config: c,
+		VIP: &VIP{"10.1.1.10/24", []string{"fd00::10/64"}, "ens3", "gl", "site", VIPEarly, DuplicateForce, Duration(7 * time.Second)}, Config: c,
 	}
 	if !reflect.DeepEqual(one, want1) {
 		t.Errorf("gl-1: got  %+v\nwant %+v", one, want1)

@@ -135,6 +135,17 @@ func TestErrors(t *testing.T) {
 		{"vip without address", end, end + "vip: {interface: e}\n", 17, "vip has no address"},
 		{"vip without prefix", end, end + "vip: {interface: e, address: 10.1.1.1}\n", 17, "is not an address with prefix length"},
 		{"vip without interface", end, end + "vip: {address: 10.1.1.1/24}\n", 17, `vip has no interface for node "gl-1"`},
+		{"vip network", end, end + "vip: {interface: e, address: 10.1.1.0/24}\n", 17, "is a network, not an address in it"},
+		{"vip multicast", end, end + "vip: {interface: e, address: 224.0.0.9/24}\n", 17, "cannot be a virtual address"},
+		{"vip twice", end, end + "vip:\n  interface: e\n  address: 10.1.1.1/24\n  addresses: [\"fd00::1/64\", 10.1.1.1/32]\n", 20, "vip.addresses 10.1.1.1 stands twice"},
+		{"vip scope", end, end + "vip: {interface: e, address: 10.1.1.1/24, scope: wide}\n", 17, `vip.scope "wide" is unknown`},
+		{"vip label", end, end + "vip: {interface: e, address: 10.1.1.1/24, label: much-too-long-a-label}\n", 17, "may have 15 characters"},
+		{"vip lifetime", end, end + "vip: {interface: e, address: 10.1.1.1/24, lifetime: 1s}\n", 17, "it must be at least 2s"},
+		{"vip duplicate", end, end + "vip: {interface: e, address: 10.1.1.1/24, on_duplicate: fight}\n", 17, "want wait or force"},
+		{"ready timeout", end, end + "  ready_timeout: 0s\n", 17, "election.ready_timeout must be more than 0"},
+		{"webhook secret", end, end + "notify: {webhook: [{url: \"http://x\", secret_file: s}]}\n", 17, `secret_file "s" is not absolute`},
+		{"smtp user without password", end, end + "notify: {smtp: {server: \"m:25\", from: a, to: [b], username: u}}\n", 17, "both username and password_file"},
+		{"smtp ca", end, end + "notify: {smtp: {server: \"m:25\", from: a, to: [b], ca: x}}\n", 17, `notify.smtp.ca "x" is not absolute`},
 		{"vip when", end, end + "vip: {when: never}\n", 17, "want ready or early"},
 		{"node vip without vip", "    address: 10.1.1.2", "    vip: {interface: e}\n    address: 10.1.1.2", 11, "the cluster has no vip"},
 		{"health with two kinds", end, end + "health:\n  - {tcp: \"a:1\", exec: x}\n", 18, "exactly one of exec, http and tcp, this one has 2"},
@@ -240,10 +251,6 @@ func TestUnsupported(t *testing.T) {
 		`config f.yaml:14: metrics of node "gl-2" is not supported by this version: remove it`,
 		`config f.yaml:17: witness node "gl-w" is not supported by this version: remove its entry`,
 		"config f.yaml:33: election.mode etcd is not supported by this version: set `election.mode: manual`",
-		"config f.yaml:37: vip is not supported by this version: remove it",
-		"config f.yaml:38: health is not supported by this version: remove it",
-		"config f.yaml:41: hooks is not supported by this version: remove it",
-		"config f.yaml:48: notify is not supported by this version: remove it",
 	}
 	if strings.Join(got, "\n") != strings.Join(want, "\n") {
 		t.Errorf("got:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))

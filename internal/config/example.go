@@ -143,4 +143,55 @@ election:
 
   # The node whose data counts when the cluster starts for the first time.
   initial_primary: {{text (index .Nodes 0).Name}}
+
+  # How long a promotion waits for the checks in "health".
+  #ready_timeout: 5m
+
+# The address that clients use. The primary has it; "interface" may also stand in
+# a node's entry, as vip: {interface: ens3}.
+#vip:
+#  address: 10.1.1.10/24           # more of them, IPv6 too: addresses: [...]
+#  interface: eth0
+#  when: ready                     # early: before the application is started
+#  lifetime: 10s                   # the kernel removes it if replfs hangs for so long
+#  on_duplicate: wait              # force: take it though another machine answers
+#  label: vip                      # IPv4 only: shown as eth0:vip
+#  scope: global                   # IPv4 only: or site, link, host
+
+# Whether the application is well, asked on the primary. http wants an answer below
+# 400, tcp a connection, exec exit code 0.
+#health:
+#  - http: "http://127.0.0.1/-/health"
+#    interval: 1s
+#    timeout: 2s
+#    rise: 2                       # good results in a row until it is healthy
+#    fall: 3                       # bad ones until it is not
+#  - tcp: "127.0.0.1:22"
+
+# Commands for /bin/sh, run one at a time, in order. They must not mind being run
+# again: a daemon that was killed runs them anew. They find REPLFS_ROLE,
+# REPLFS_EPOCH, REPLFS_PEER, REPLFS_REASON, REPLFS_NODE, REPLFS_CLUSTER,
+# REPLFS_MOUNT and REPLFS_HOOK in their environment.
+#hooks:
+#  on_promote:
+#    - exec: systemctl start gitlab-runsvdir && gitlab-ctl start
+#      timeout: 5m                 # the default is 1m
+#  on_demote:
+#    - exec: systemctl -q is-active gitlab-runsvdir || exit 0; gitlab-ctl stop; systemctl stop gitlab-runsvdir
+#      timeout: 2m
+#  on_fault: ["logger -t replfs 'the service is not healthy'"]
+
+# Who is told of role changes and faults.
+#notify:
+#  exec: ["logger -t replfs \"$REPLFS_NODE $REPLFS_HOOK\""]
+#  webhook:
+#    - url: https://chat.example.org/hooks/replfs
+#      secret_file: /etc/replfs/webhook.secret    # signs the body (HMAC-SHA256)
+#  smtp:
+#    server: mail.example.org:587
+#    from: replfs@example.org
+#    to: [admin@example.org]
+#    starttls: true
+#    username: replfs
+#    password_file: /etc/replfs/smtp.password
 `))

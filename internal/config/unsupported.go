@@ -31,17 +31,5 @@ func (c *Config) Unsupported() []error {
 			add("election", "election.mode is not set, which means etcd, and that is not supported by this version: set `election.mode: manual`")
 		}
 	}
-	if c.VIP != nil {
-		add("vip", "vip"+remove)
-	}
-	if len(c.Health) > 0 {
-		add("health", "health"+remove)
-	}
-	if h := c.Hooks; len(h.OnPromote)+len(h.OnDemote)+len(h.OnFault) > 0 {
-		add("hooks", "hooks"+remove)
-	}
-	if n := c.Notify; len(n.Exec)+len(n.Webhook) > 0 || n.SMTP.isSet() {
-		add("notify", "notify"+remove)
-	}
 	return errs
 }

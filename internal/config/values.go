@@ -128,6 +128,11 @@ func (w *VIPWhen) UnmarshalText(text []byte) error {
 	return oneOf(w, text, VIPReady, VIPEarly)
 }
 
+// UnmarshalText reads what to do about a duplicate address.
+func (d *VIPDuplicate) UnmarshalText(text []byte) error {
+	return oneOf(d, text, DuplicateWait, DuplicateForce)
+}
+
 func oneOf[T ~string](p *T, text []byte, allowed ...T) error {
 	names := make([]string, 0, len(allowed))
 	for _, a := range allowed {

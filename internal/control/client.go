@@ -48,10 +48,11 @@ func (c *Client) Promote(ctx context.Context, force bool) (*RoleChange, error) {
 	return &r, c.do(ctx, http.MethodPost, fmt.Sprintf("/v1/promote?force=%t", force), &r)
 }
 
-// Demote makes the node a standby.
-func (c *Client) Demote(ctx context.Context) (*RoleChange, error) {
+// Demote makes the node a standby; with ifReplaceable only where another one in
+// sync could take over, see UnsafeError.
+func (c *Client) Demote(ctx context.Context, ifReplaceable bool) (*RoleChange, error) {
 	var r RoleChange
-	return &r, c.do(ctx, http.MethodPost, "/v1/demote", &r)
+	return &r, c.do(ctx, http.MethodPost, fmt.Sprintf("/v1/demote?if_replaceable=%t", ifReplaceable), &r)
 }
 
 // reloadLimit bounds the wait for a successor: it asks its peers who they are.

@@ -19,13 +19,17 @@ type RoleChange struct {
 	Epoch   uint64  `json:"epoch"`
 	What    string  `json:"what"`
 	Seconds float64 `json:"seconds"`
+	Steps   []Step  `json:"steps,omitempty"`
+	// Problem says why the service is not ready though the role has changed.
+	Problem string `json:"problem,omitempty"`
 }
 
 // Node is what the server controls.
 type Node interface {
 	Status() *Status
 	Promote(ctx context.Context, force bool) (*RoleChange, error)
-	Demote(ctx context.Context) (*RoleChange, error)
+	// Demote refuses, if ifReplaceable, where no standby in sync could take over.
+	Demote(ctx context.Context, ifReplaceable bool) (*RoleChange, error)
 	// Reload ends the connection when a successor takes over, and returns only
 	// an error.
 	Reload(ctx context.Context) error
@@ -68,7 +72,7 @@ func Serve(path string, n Node, unsafe func(error) bool) (*Server, error) {
 		answer(w, res, err, unsafe)
 	})
 	mux.HandleFunc("POST /v1/demote", func(w http.ResponseWriter, r *http.Request) {
-		res, err := n.Demote(r.Context())
+		res, err := n.Demote(r.Context(), r.URL.Query().Get("if_replaceable") == "true")
 		answer(w, res, err, unsafe)
 	})
 	mux.HandleFunc("POST /v1/reload", func(w http.ResponseWriter, r *http.Request) {

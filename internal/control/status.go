@@ -110,6 +110,69 @@ type Epoch struct {
 	Begin uint64 `json:"begin"`
 }
 
+// Results of a transition or of a step.
+const (
+	Running = "running"
+	Done    = "done"
+	Failed  = "failed"
+)
+
+// Step is a part of a transition.
+type Step struct {
+	Name string `json:"name"`
+	// Result is Running, Done or Failed.
+	Result  string  `json:"result"`
+	Detail  string  `json:"detail,omitempty"`
+	Seconds float64 `json:"seconds"`
+}
+
+// Transition is a change of roles, the one under way or the last one since the
+// daemon started.
+type Transition struct {
+	// Kind is "start", "promote", "demote", "handover", "superseded" or "stop".
+	Kind    string    `json:"kind"`
+	Reason  string    `json:"reason,omitempty"`
+	Started time.Time `json:"started"`
+	Seconds float64   `json:"seconds"`
+	Result  string    `json:"result"`
+	Error   string    `json:"error,omitempty"`
+	Steps   []Step    `json:"steps"`
+}
+
+// States of a Service.
+const (
+	ServiceDown      = "down"      // this node is not primary
+	ServiceStarting  = "starting"  // hooks run, or health is waited for
+	ServiceReady     = "ready"     // hooks have run, checks are good
+	ServiceUnhealthy = "unhealthy" // it was ready, and checks fail
+	ServiceFailed    = "failed"    // it did not become ready
+)
+
+// Service is what a primary does besides writing, as far as it is configured.
+type Service struct {
+	State string `json:"state"`
+	// Error says what is wrong.
+	Error  string        `json:"error,omitempty"`
+	VIP    []VIP         `json:"vip,omitempty"`
+	Health []HealthCheck `json:"health,omitempty"`
+}
+
+// VIP is a virtual address.
+type VIP struct {
+	Address   string `json:"address"`
+	Interface string `json:"interface"`
+	Held      bool   `json:"held"`
+}
+
+// HealthCheck is a check of the service; it runs on a primary only.
+type HealthCheck struct {
+	Name string `json:"name"`
+	// State is "unknown", "healthy" or "unhealthy".
+	State string `json:"state"`
+	// Error is the last result.
+	Error string `json:"error,omitempty"`
+}
+
 // Status is what `replfs status --json` prints.
 type Status struct {
 	Version   string `json:"version"`
@@ -139,6 +202,9 @@ type Status struct {
 	// Journal is set on a primary that has one.
 	Journal *Journal `json:"journal,omitempty"`
 	History []Epoch  `json:"history"`
+	// Service is absent where neither VIP, health nor hooks are configured.
+	Service    *Service    `json:"service,omitempty"`
+	Transition *Transition `json:"transition,omitempty"`
 	// Requests counts what the kernel has sent to the mount since it was made,
 	// by FUSE opcode.
 	Requests map[string]uint64 `json:"requests"`

@@ -20,8 +20,8 @@ func (c controlled) Promote(ctx context.Context, force bool) (*control.RoleChang
 	return c.n.promote(context.WithoutCancel(ctx), force)
 }
 
-func (c controlled) Demote(ctx context.Context) (*control.RoleChange, error) {
-	return c.n.demote(context.WithoutCancel(ctx))
+func (c controlled) Demote(ctx context.Context, ifReplaceable bool) (*control.RoleChange, error) {
+	return c.n.demote(context.WithoutCancel(ctx), ifReplaceable)
 }
 
 func (c controlled) Reload(ctx context.Context) error {

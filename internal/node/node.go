@@ -48,6 +48,7 @@ type Node struct {
 	latency *latency.Guard
 	mount   *fs.Mount
 	grpc    *grpc.Server
+	service *service
 
 	// role changes are serialized by changing.
 	changing sync.Mutex
@@ -61,6 +62,8 @@ type Node struct {
 	unclean  bool
 	resumed  bool // the mount is a predecessor's, and its gate still undecided
 	quitting bool
+	// transition is the change of roles under way, or the last one.
+	transition *transition
 }
 
 type sender struct {
@@ -76,6 +79,8 @@ type Options struct {
 	LazyUnmount bool
 	// NonEmpty allows a mount point with something in it.
 	NonEmpty bool
+	// AfterStep, if set, is called after each step of a change of roles.
+	AfterStep func(transition, step string)
 }
 
 // Run runs the node until ctx ends; then it drains, unmounts and returns nil.
@@ -151,6 +156,11 @@ func (n *Node) open() (oplog.Recovered, error) {
 	if n.state, err = election.OpenStore(v.State, v.Cluster, v.Name); err != nil {
 		return none, err
 	}
+	if n.service, err = newService(v, os.Getenv(successorEnv) != "", n.log); err != nil {
+		return none, err
+	}
+	n.service.epoch = func() uint64 { return n.state.Get().Epoch }
+	n.service.outrun = n.outrun
 	ring := RingPath(v)
 	var recovered oplog.Recovered
 	n.oplog, recovered, err = oplog.Open(ring, oplog.Options{Size: int64(n.cfg.Replication.Ring)})
@@ -219,6 +229,9 @@ func (n *Node) takeLock() error {
 // close gives back what open took, as far as it came; role work has ended.
 func (n *Node) close() error {
 	var errs []error
+	if n.service != nil {
+		errs = append(errs, n.service.close())
+	}
 	if n.grpc != nil {
 		n.grpc.Stop()
 	}
@@ -254,17 +267,16 @@ func (n *Node) stop() error {
 	role := n.role
 	n.mu.Unlock()
 	if role == wire.Role_ROLE_PRIMARY {
-		n.flushMapped()
-		n.fs.SetReadOnly()
-		last := n.oplog.Last()
-		for _, name := range n.insync.Set() {
-			if err := n.insync.WaitApplied(name, last, n.cfg.Replication.DrainTimeout.Std()); err != nil {
-				n.log.Warn("stopping before the standby has everything", zap.String("peer", name), zap.Error(err))
-			}
-		}
-		n.pacer.Stop()
-		n.stopSenders()
-		n.insync.Stop()
+		o := occasion{role: election.Standby, reason: "replfs stops"}
+		t := n.begin("stop", o.reason)
+		steps := append(n.service.downSteps(o), n.drainSteps()...)
+		err := t.end(t.run(context.Background(), append(steps, step{name: "end the streams", run: do(func() error {
+			n.pacer.Stop()
+			n.stopSenders()
+			n.insync.Stop()
+			return nil
+		})})...))
+		n.service.tell("demoted", o, err)
 	} else {
 		n.standby.Stop()
 	}

@@ -18,6 +18,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sys/unix"
 
+	"github.com/replfs/replfs/election"
 	"github.com/replfs/replfs/fs"
 	"github.com/replfs/replfs/internal/config"
 	"github.com/replfs/replfs/internal/pki"
@@ -123,6 +124,9 @@ func (n *Node) reload(ctx context.Context) error {
 	if quitting {
 		return errors.New("this node is stopping")
 	}
+	if err := n.service.suspend(); err != nil {
+		return err
+	}
 	n.log.Info("handing over to a successor", zap.String("program", path), zap.String("version", next.Version))
 	if role == wire.Role_ROLE_STANDBY {
 		n.standby.Stop()
@@ -130,6 +134,11 @@ func (n *Node) reload(ctx context.Context) error {
 	err = n.mount.HandOver(func(state []byte, fds []int) error { return replace(path, state, fds) })
 	if role == wire.Role_ROLE_STANDBY {
 		err = errors.Join(err, n.startStandby())
+	}
+	n.service.resume()
+	if role == wire.Role_ROLE_PRIMARY {
+		why := "there was no successor"
+		n.service.bringUp(n.begin("start", why), occasion{role: election.Primary, reason: why}, true)
 	}
 	n.log.Error("cannot hand over; going on", zap.Error(err))
 	return fmt.Errorf("hand over to %s: %w", path, err)

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -36,14 +37,23 @@ func (n *Node) start(ctx context.Context, rec oplog.Recovered) error {
 	n.log.Info("role decided", zap.String("role", string(role)), zap.String("reason", why))
 	wasPrimary := st.Role == election.Primary
 	if role == election.Standby && !wasPrimary {
-		return n.startStandby()
+		return n.startedStandby(why)
 	}
 	if !st.Joined() {
 		rec.Intents = nil // of another life
 	}
 	n.restoreLog(st, rec)
 	if role == election.Primary {
-		return n.becomePrimary(election.NextEpoch(st, peers), st.InSync, rec.Intents)
+		resumed := n.resumed
+		t := n.begin("start", why)
+		if err := t.run(context.Background(), step{name: "open read-write", run: do(func() error {
+			return n.becomePrimary(election.NextEpoch(st, peers), st.InSync, rec.Intents)
+		})}); err != nil {
+			return t.end(err)
+		}
+		// In the background: what the hooks start may wait for this node to be ready.
+		n.service.bringUp(t, occasion{role: election.Primary, reason: why}, resumed)
+		return nil
 	}
 	// It was primary and is no longer: settle what was under way, so that
 	// its position is exact, and say where its log ends.
@@ -52,7 +62,7 @@ func (n *Node) start(ctx context.Context, rec oplog.Recovered) error {
 		return err
 	}
 	n.oplog.ClearIntents()
-	if err := n.takePosition(); err != nil {
+	if err := n.takePosition(false); err != nil {
 		return err
 	}
 	if n.unclean {
@@ -60,7 +70,22 @@ func (n *Node) start(ctx context.Context, rec oplog.Recovered) error {
 			return err
 		}
 	}
-	return n.startStandby()
+	return n.startedStandby(why)
+}
+
+// startedStandby is startStandby for a node that may have been primary when its
+// daemon ended: what was started then is stopped now.
+func (n *Node) startedStandby(why string) error {
+	if err := n.startStandby(); err != nil {
+		return err
+	}
+	if n.service.state() == hooksDown {
+		return n.service.keeper.drop() // what a predecessor has left
+	}
+	steps := n.service.downSteps(occasion{role: election.Standby, reason: why})
+	t := n.begin("start", why)
+	n.service.inBackground(func(ctx context.Context) error { return t.end(t.run(ctx, steps...)) })
+	return nil
 }
 
 // startProbe asks the peers. A node that may become primary waits for peers
@@ -177,8 +202,10 @@ func (n *Node) flushMapped() {
 }
 
 // stepDown makes a primary a standby of whoever is primary next. Its gate
-// closes first; the caller has drained it, or does not care. changing is held.
-func (n *Node) stepDown() error {
+// closes first; the caller has drained it, or does not care. complete says that
+// nobody can have newer data, so that this node may be promoted again. changing is
+// held.
+func (n *Node) stepDown(complete bool) error {
 	// Senders go first: a mutation may be waiting for them to make room.
 	n.insync.Stop()
 	n.stopSenders()
@@ -186,20 +213,24 @@ func (n *Node) stepDown() error {
 	n.fs.SetReadOnly()
 	n.pacer.Stop()
 	n.setRole(wire.Role_ROLE_STARTING)
-	if err := n.takePosition(); err != nil {
+	if err := n.takePosition(complete); err != nil {
 		return err
 	}
 	return n.startStandby()
 }
 
-// takePosition says that the store is where the log ends.
-func (n *Node) takePosition() error {
+// takePosition says that the store is where the log ends, and whether nobody can
+// have newer data: what a primary once said to this node does not count any more.
+func (n *Node) takePosition(complete bool) error {
 	last := n.oplog.Last()
 	epoch := uint64(0)
 	if e, ok := toHistory(n.state.Get().History).At(last); ok {
 		epoch = e.Epoch
 	}
 	if err := n.standby.Applier().SetApplied(last, epoch); err != nil {
+		return err
+	}
+	if err := n.standby.Applier().SetInSync(complete); err != nil {
 		return err
 	}
 	n.mu.Lock()
@@ -250,6 +281,9 @@ func (n *Node) stopSenders() {
 // write any more. The caller may be a sender, which stepping down waits for.
 func (n *Node) superseded(peer *wire.NodeState) {
 	go func() {
+		if n.getRole() == wire.Role_ROLE_PRIMARY && peer.GetEpoch() > n.state.Get().Epoch {
+			n.service.hurry(errSuperseded) // hooks of a demotion that is under way
+		}
 		n.changing.Lock()
 		defer n.changing.Unlock()
 		if n.getRole() != wire.Role_ROLE_PRIMARY || peer.GetEpoch() <= n.state.Get().Epoch {
@@ -258,11 +292,16 @@ func (n *Node) superseded(peer *wire.NodeState) {
 		name := peer.GetIdentity().GetNode()
 		n.log.Warn("a higher epoch exists: this node turns read-only", zap.String("peer", name), zap.Uint64("epoch", peer.GetEpoch()))
 		n.setNotice(fmt.Sprintf("%s knows epoch %d: this node stopped being primary", name, peer.GetEpoch()))
-		if err := n.stepDown(); err != nil {
+		o := occasion{role: election.Standby, peer: name, reason: fmt.Sprintf("%s knows epoch %d", name, peer.GetEpoch())}
+		t := n.begin("superseded", o.reason)
+		if err := t.run(context.Background(), step{name: "step down", run: do(func() error { return n.stepDown(false) })}); err != nil {
 			n.markSuspect("cannot step down: " + err.Error())
+			_ = t.end(errors.Join(err, n.service.keeper.drop())) // logged
 			return
 		}
 		n.learnEpoch(peer.GetEpoch())
+		// The data was first: nothing may be written here any more.
+		n.service.tell("demoted", o, t.end(t.run(context.Background(), n.service.downSteps(o)...)))
 	}()
 }
 

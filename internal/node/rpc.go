@@ -154,20 +154,50 @@ func (n *Node) Handover(ctx context.Context, in *wire.HandoverRequest) (*wire.Ha
 		return nil, status.Errorf(codes.FailedPrecondition, "%s is not in sync: wait until `replfs status` says it is", name)
 	}
 	n.log.Info("handing over", zap.String("peer", name))
-	timeout := n.cfg.Replication.DrainTimeout.Std()
-	n.flushMapped()
-	n.fs.Freeze()
-	last := n.oplog.Last()
-	if err := n.insync.WaitApplied(name, last, timeout); err != nil {
+	o := occasion{role: election.Standby, peer: name, reason: "handed over to " + name}
+	t := n.begin("handover", o.reason)
+	var last uint64
+	steps := append(n.service.downSteps(o), n.handoverSteps(ctx, name, &last)...)
+	if err := t.run(context.Background(), steps...); err != nil {
 		n.fs.Thaw()
 		n.log.Warn("not handed over: writers go on", zap.Error(err))
+		_ = t.end(err) // logged
+		if !n.service.configured() {
+			return nil, status.Error(codes.FailedPrecondition, err.Error())
+		}
+		back := occasion{role: election.Primary, peer: name, reason: "the handover failed: " + err.Error()}
+		n.service.bringUp(n.begin("promote", back.reason), back, false)
 		return nil, status.Error(codes.FailedPrecondition, err.Error())
 	}
-	if err := n.stepDown(); err != nil {
+	if err := t.run(context.Background(), step{name: "step down", run: do(func() error { return n.stepDown(false) })}); err != nil {
 		n.markSuspect("cannot step down: " + err.Error())
+		_ = t.end(err) // logged
 		return nil, status.Error(codes.Internal, err.Error())
 	}
+	n.service.tell("demoted", o, t.end(nil))
 	n.setNotice(fmt.Sprintf("handed over to %s", name))
 	n.log.Info("handed over", zap.String("peer", name), zap.Uint64("lsn", last))
 	return &wire.HandoverReply{State: n.self()}, nil
+}
+
+// handoverSteps make writers wait until a standby has everything.
+func (n *Node) handoverSteps(caller context.Context, name string, last *uint64) []step {
+	return []step{
+		{name: "flush mapped files", run: do(func() error {
+			// Hooks may have taken long: nobody may be waiting any more.
+			if caller.Err() != nil {
+				return fmt.Errorf("%s does not wait for the handover any more", name)
+			}
+			n.flushMapped()
+			return nil
+		})},
+		{name: "let writers wait", run: do(func() error {
+			n.fs.Freeze()
+			*last = n.oplog.Last()
+			return nil
+		})},
+		{name: "drain", run: do(func() error {
+			return n.insync.WaitApplied(name, *last, n.cfg.Replication.DrainTimeout.Std())
+		})},
+	}
 }

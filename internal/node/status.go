@@ -24,6 +24,7 @@ func (n *Node) status() *control.Status {
 	role, suspect, notice := n.role, n.suspect, n.notice
 	senders := append([]*sender(nil), n.senders...)
 	spiller := n.spiller
+	t := n.transition
 	n.mu.Unlock()
 	out := &control.Status{
 		Version: version.Get().Version, Cluster: n.view.Cluster, ClusterID: st.ClusterID, Node: n.view.Name,
@@ -54,6 +55,10 @@ func (n *Node) status() *control.Status {
 		n.journalStatus(out, spiller)
 	case wire.Role_ROLE_STANDBY:
 		n.standbyStatus(out)
+	}
+	n.service.status(out)
+	if t != nil {
+		out.Transition = t.status()
 	}
 	if notice != "" && role != wire.Role_ROLE_PRIMARY {
 		out.Problems = append(out.Problems, control.Problem{What: notice})

@@ -24,7 +24,21 @@ var work *lab.Root
 // namespace ends there, and the main thread would stay in it instead.
 func init() { runtime.LockOSThread() }
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
+func TestMain(m *testing.M) {
+	if other := roles[os.Getenv(roleEnv)]; other != nil {
+		if err := other(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(run(m))
+}
+
+// roleEnv makes the test binary something else than the tests.
+const roleEnv = "REPLFS_E2E_ROLE"
+
+var roles = map[string]func() error{"server": serveWrites, "daemon": mortalDaemon}
 
 func run(m *testing.M) int {
 	var err error

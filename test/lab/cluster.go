@@ -44,7 +44,7 @@ func NewCluster(ctx context.Context, opts Options) (_ *Cluster, err error) {
 		return nil, err
 	}
 	if opts.Namespaces {
-		if c.network, err = NewNetwork(opts.Nodes...); err != nil {
+		if c.network, err = NewNetwork(slices.Concat(opts.Nodes, opts.Clients)...); err != nil {
 			return nil, err
 		}
 	}

@@ -22,6 +22,8 @@ type Options struct {
 	Nodes []string
 	// Namespaces gives each node a network namespace and mutual TLS.
 	Namespaces bool
+	// Clients are more machines on the network, with nothing on them.
+	Clients []string
 	// Durability is async, received, fsync or sync.
 	Durability string
 	// AckTimeout is how long the primary waits for a standby.
