@@ -113,7 +113,7 @@ func printStatus(w io.Writer, st *control.Status) error {
 		t.AppendRow(row)
 	}
 	t.Render()
-	if s := st.Sync; s != nil {
+	for _, s := range copies(st) {
 		if _, err := fmt.Fprintf(w, "copying to %s: %d files, %s in %s\n", s.Node, s.Files, humanize.IBytes(s.Bytes),
 			time.Since(s.Started).Round(time.Second)); err != nil {
 			return err
@@ -135,6 +135,9 @@ func printStatus(w io.Writer, st *control.Status) error {
 	if t := st.Transition; t != nil {
 		fmt.Fprintf(w, "%s of %s (%s): %s, %.3f s\n", t.Kind, t.Started.Local().Format(time.DateTime), t.Reason, t.Result, t.Seconds) //nolint:errcheck // the next one tells
 		printSteps(w, t.Steps)
+	}
+	if err := printResumed(w, st); err != nil {
+		return err
 	}
 	for _, p := range st.Problems {
 		if _, err := fmt.Fprintf(w, "! %s\n", p.What); err != nil {
@@ -177,6 +180,39 @@ func printService(w io.Writer, s *control.Service) {
 		}
 	}
 	fmt.Fprintln(w, line) //nolint:errcheck // what follows tells
+}
+
+// copies are the complete copies under way.
+func copies(st *control.Status) []*control.Sync {
+	var out []*control.Sync
+	for _, p := range st.Peers {
+		if p.Sync != nil {
+			out = append(out, p.Sync)
+		}
+	}
+	if len(out) == 0 && st.Sync != nil {
+		out = append(out, st.Sync)
+	}
+	return out
+}
+
+// printResumed says how the node and its standbys went on when they started.
+func printResumed(w io.Writer, st *control.Status) error {
+	lines := []string{}
+	if st.Resumed != "" {
+		lines = append(lines, fmt.Sprintf("%s resumed: %s", st.Node, st.Resumed))
+	}
+	for _, p := range st.Peers {
+		if p.Resumed != "" {
+			lines = append(lines, fmt.Sprintf("%s resumed: %s", p.Name, p.Resumed))
+		}
+	}
+	for _, line := range lines {
+		if _, err := fmt.Fprintln(w, line); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func syncWord(in bool) string {

@@ -30,6 +30,7 @@ type Node interface {
 	Promote(ctx context.Context, force bool) (*RoleChange, error)
 	// Demote refuses, if ifReplaceable, where no standby in sync could take over.
 	Demote(ctx context.Context, ifReplaceable bool) (*RoleChange, error)
+	Wait(ctx context.Context, req WaitRequest) (*WaitResult, error)
 	// Reload ends the connection when a successor takes over, and returns only
 	// an error.
 	Reload(ctx context.Context) error
@@ -75,6 +76,7 @@ func Serve(path string, n Node, unsafe func(error) bool) (*Server, error) {
 		res, err := n.Demote(r.Context(), r.URL.Query().Get("if_replaceable") == "true")
 		answer(w, res, err, unsafe)
 	})
+	mux.HandleFunc("POST /v1/wait", handleWait(n, unsafe))
 	mux.HandleFunc("POST /v1/reload", func(w http.ResponseWriter, r *http.Request) {
 		answer(w, nil, n.Reload(r.Context()), unsafe)
 	})

@@ -252,6 +252,7 @@ func (n *Node) drainSteps() []step {
 		})},
 		{name: "turn read-only", run: do(func() error {
 			n.fs.SetReadOnly()
+			n.endCopies()
 			return nil
 		})},
 		{name: "drain", optional: true, run: do(func() error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -37,12 +38,14 @@ func (n *Node) start(ctx context.Context, rec oplog.Recovered) error {
 	n.log.Info("role decided", zap.String("role", string(role)), zap.String("reason", why))
 	wasPrimary := st.Role == election.Primary
 	if role == election.Standby && !wasPrimary {
+		n.logResumed(n.standbyTier(st, rec))
 		return n.startedStandby(why)
 	}
 	if !st.Joined() {
 		rec.Intents = nil // of another life
 	}
 	n.restoreLog(st, rec)
+	n.logResumed(n.primaryTier(st, rec))
 	if role == election.Primary {
 		resumed := n.resumed
 		t := n.begin("start", why)
@@ -242,10 +245,14 @@ func (n *Node) takePosition(complete bool) error {
 	return n.standby.Applier().ClearSuspect()
 }
 
+// startSenders starts those that do not run.
 func (n *Node) startSenders() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, p := range n.view.Peers() {
+		if slices.ContainsFunc(n.senders, func(s *sender) bool { return s.peer.Name == p.Name }) {
+			continue
+		}
 		ctx, cancel := context.WithCancel(context.Background())
 		s := &sender{peer: p, cancel: cancel, done: make(chan struct{})}
 		s.Sender = replicate.NewSender(replicate.SenderConfig{
@@ -253,7 +260,7 @@ func (n *Node) startSenders() {
 			Log: n.oplog, Self: n.self, InSync: n.insync, Spiller: n.spiller,
 			History: func() replicate.History { return toHistory(n.state.Get().History) },
 			NewWalk: n.newWalk, Unclean: n.unclean, Superseded: n.superseded,
-			Logger: n.log,
+			Logger:   n.log,
 			Compress: n.cfg.Replication.Compression == config.CompressionZstd,
 		})
 		n.senders = append(n.senders, s)
@@ -264,10 +271,25 @@ func (n *Node) startSenders() {
 	}
 }
 
-func (n *Node) stopSenders() {
+func (n *Node) stopSenders() { n.stopSendersIf(func(*sender) bool { return true }) }
+
+// endCopies ends complete copies of a primary that is about to stop being one:
+// they would go on filling the log.
+func (n *Node) endCopies() {
+	n.stopSendersIf(func(s *sender) bool { return s.Status().Copy != nil })
+}
+
+// stopSendersIf stops some.
+func (n *Node) stopSendersIf(which func(*sender) bool) {
 	n.mu.Lock()
-	senders := n.senders
-	n.senders = nil
+	var senders []*sender
+	n.senders = slices.DeleteFunc(n.senders, func(s *sender) bool {
+		if !which(s) {
+			return false
+		}
+		senders = append(senders, s)
+		return true
+	})
 	n.mu.Unlock()
 	for _, s := range senders {
 		s.cancel()

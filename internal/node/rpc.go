@@ -160,6 +160,7 @@ func (n *Node) Handover(ctx context.Context, in *wire.HandoverRequest) (*wire.Ha
 	steps := append(n.service.downSteps(o), n.handoverSteps(ctx, name, &last)...)
 	if err := t.run(context.Background(), steps...); err != nil {
 		n.fs.Thaw()
+		n.startSenders()
 		n.log.Warn("not handed over: writers go on", zap.Error(err))
 		_ = t.end(err) // logged
 		if !n.service.configured() {
@@ -192,12 +193,30 @@ func (n *Node) handoverSteps(caller context.Context, name string, last *uint64) 
 			return nil
 		})},
 		{name: "let writers wait", run: do(func() error {
+			n.endCopies()
 			n.fs.Freeze()
-			*last = n.oplog.Last()
 			return nil
 		})},
-		{name: "drain", run: do(func() error {
-			return n.insync.WaitApplied(name, *last, n.cfg.Replication.DrainTimeout.Std())
+		{name: "drain", run: do(func() (err error) {
+			*last, err = n.drain(name)
+			return err
 		})},
 	}
+}
+
+// drain returns when name has everything that the log of the frozen mount will
+// ever have in this term, and that is its last record. The other standbys in
+// sync have it as well: an fsync may be waiting for one of them.
+func (n *Node) drain(name string) (last uint64, err error) {
+	timeout := n.cfg.Replication.DrainTimeout.Std()
+	last = n.oplog.Last()
+	for _, other := range n.insync.Set() {
+		if err := n.insync.WaitApplied(other, last, timeout); err != nil && n.insync.Has(other) {
+			return 0, err
+		}
+	}
+	// One may have begun meanwhile.
+	n.stopSendersIf(func(s *sender) bool { return s.peer.Name != name })
+	last = n.oplog.Last()
+	return last, n.insync.WaitApplied(name, last, timeout)
 }
