@@ -68,6 +68,9 @@ type member struct {
 	stalled                    time.Time
 	// kept: it would have left the set, were there others.
 	kept bool
+	// synced is the LSN of the last OpSync that it has done, sessions how often
+	// it has connected; see wait.go.
+	synced, sessions uint64
 }
 
 // NewInSync makes an inactive set.
@@ -119,6 +122,7 @@ func (s *InSync) Connected(name string) {
 	defer s.mu.Unlock()
 	m := s.member(name)
 	m.connected, m.trouble, m.stalled = true, "", time.Time{}
+	m.sessions++
 	if !m.inSync {
 		m.joinAt = s.cfg.Last()
 	}

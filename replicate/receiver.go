@@ -296,9 +296,10 @@ func (s *Standby) answerOnce(stream wire.Replication_StreamServer, l *link) erro
 			return err
 		}
 	}
-	if ack.Received == l.lastAck.Received && ack.Applied == l.lastAck.Applied && ack.Durable == l.lastAck.Durable {
+	ack.Synced = min(s.applier.Synced(), ack.Applied) // it may have moved on since
+	if ack.Received == l.lastAck.Received && ack.Applied == l.lastAck.Applied && ack.Durable == l.lastAck.Durable && ack.Synced == l.lastAck.Synced {
 		return nil
 	}
-	l.lastAck.Received, l.lastAck.Applied, l.lastAck.Durable = ack.Received, ack.Applied, ack.Durable
+	l.lastAck.Received, l.lastAck.Applied, l.lastAck.Durable, l.lastAck.Synced = ack.Received, ack.Applied, ack.Durable, ack.Synced
 	return stream.Send(&wire.Up{Kind: &wire.Up_Ack{Ack: ack}})
 }

@@ -73,6 +73,9 @@ type SenderStatus struct {
 	// CatchUp is set while it is far behind and has no complete copy under way.
 	CatchUp *CatchUpStatus
 	Trouble string
+	// Resumed says how the present stream, or the last one, began: behind which
+	// record, or with a complete copy and why.
+	Resumed string
 }
 
 // CopyStatus is the progress of a complete copy.
@@ -320,7 +323,10 @@ func (s *session) start(peer *wire.NodeState) error {
 				return err
 			}
 			s.cfg.InSync.Connected(s.cfg.Peer)
-			s.set(func(st *SenderStatus) { st.State, st.Error, st.Trouble = stateStreaming, "", "" })
+			s.set(func(st *SenderStatus) {
+				st.State, st.Error, st.Trouble = stateStreaming, "", ""
+				st.Resumed = fmt.Sprintf("went on behind record %d", plan.From-1)
+			})
 			return nil
 		}
 		if !errors.Is(err, oplog.ErrGone) {
@@ -328,6 +334,9 @@ func (s *session) start(peer *wire.NodeState) error {
 		}
 		plan.Copy, plan.Reason = true, "its position is no longer in the primary's log"
 		plan.Diverged = s.cfg.Unclean
+		if s.cfg.Unclean {
+			plan.Reason = "the primary's log was lost, as in a crash of its machine, and with it what this standby lacks"
+		}
 	}
 	return s.startCopy(plan)
 }
@@ -370,6 +379,7 @@ func (s *session) startCopy(plan Plan) error {
 	s.set(func(st *SenderStatus) {
 		st.State, st.Error, st.Trouble = stateSyncing, "", ""
 		st.Copy = &CopyStatus{Started: time.Now()}
+		st.Resumed = "complete copy: " + plan.Reason
 	})
 	err = s.sendDown(&wire.Down{Kind: &wire.Down_Start{Start: &wire.Start{
 		From: lsn, Copy: true, CopyId: s.copyID, Diverged: plan.Diverged, Reason: plan.Reason,
@@ -445,7 +455,7 @@ func (s *session) receive() error {
 func (s *session) ack(a *wire.Ack) error {
 	// Nothing beyond the log can have been received: a liar would be waited
 	// for in vain, or release what it does not have.
-	if last := s.cfg.Log.Last(); a.GetReceived() > last || a.GetApplied() > a.GetReceived() || a.GetDurable() > a.GetApplied() {
+	if last := s.cfg.Log.Last(); a.GetReceived() > last || a.GetApplied() > a.GetReceived() || a.GetDurable() > a.GetApplied() || a.GetSynced() > a.GetApplied() {
 		return status.Errorf(codes.InvalidArgument, "impossible acknowledgement %d/%d/%d, the log ends at %d", a.GetReceived(), a.GetApplied(), a.GetDurable(), last)
 	}
 	s.ackMu.Lock()
@@ -454,6 +464,7 @@ func (s *session) ack(a *wire.Ack) error {
 	s.cfg.Spiller.ack(s.cfg.Peer, a.GetReceived())
 	if !s.copying.Load() {
 		s.cfg.InSync.Ack(s.cfg.Peer, a.GetReceived(), a.GetApplied(), a.GetDurable())
+		s.cfg.InSync.Synced(s.cfg.Peer, a.GetSynced())
 	}
 	return nil
 }

@@ -253,7 +253,7 @@ func (a *Applier) Durable() uint64 {
 }
 
 // DurableChanged returns a channel that receives when an fsync that was done
-// made Durable advance, or when one failed, which makes the state suspect.
+// made Durable or Synced advance, or when one failed, which makes the state suspect.
 // Several such events may give one receipt. What Apply itself advances gives
 // none.
 func (a *Applier) DurableChanged() <-chan struct{} { return a.sync.changed }
@@ -359,6 +359,8 @@ func (a *Applier) dispatch(rec *record.Record) error {
 	switch rec.Op {
 	case record.OpEpoch:
 		return nil
+	case record.OpSync:
+		return a.syncAll(rec)
 	case record.OpSyncBegin:
 		return a.beginCopy(rec)
 	case record.OpSyncEnd:

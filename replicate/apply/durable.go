@@ -29,6 +29,7 @@ type syncJob struct {
 	lsn      uint64 // of the first record that asked
 	dataOnly bool
 	whole    bool
+	upTo     uint64 // of an OpSync: all records up to here are synced by it
 	done     bool
 }
 
@@ -55,7 +56,8 @@ type syncer struct {
 	running  int
 	applied  uint64
 	durable  uint64
-	failed   error // after it, durable stays where it is
+	synced   uint64
+	failed   error // after it, durable and synced stay where they are
 	closed   bool
 }
 
@@ -202,7 +204,8 @@ func (s *syncer) worker() {
 		} else {
 			j.done = true
 		}
-		if s.settle() || err != nil {
+		news := s.settleWhole(j)
+		if s.settle() || news || err != nil {
 			s.notify()
 		}
 		s.progress.Broadcast()
@@ -255,7 +258,7 @@ func (s *syncer) moveTo(applied, durable uint64, thaw bool) {
 	if thaw {
 		s.failed = nil
 	}
-	s.applied, s.durable = applied, durable
+	s.applied, s.durable, s.synced = applied, durable, 0
 	s.store(durable)
 	s.mu.Unlock()
 }

@@ -21,6 +21,7 @@ func FuzzDecode(f *testing.F) {
 	for range 30 {
 		f.Add(randomRecord(rng).Append(nil))
 	}
+	f.Add((&Record{LSN: 1, Epoch: 1, Op: OpSync}).Append(nil))
 	f.Add([]byte{})
 	f.Add(make([]byte, HeaderSize))
 	f.Add(forge(OpState, Version, FieldNames|FieldXattrs, []byte{1, 0, 0, 1, 0}))

@@ -18,6 +18,10 @@ const (
 	// OpFsync asks for Path to be made durable, as fsync(2) or, with
 	// FlagDataOnly, fdatasync(2) does. It changes nothing.
 	OpFsync Op = 2
+	// OpSync asks for all that the records before it changed to be made durable,
+	// whether or not an OpFsync asked for it. It has no fields and changes
+	// nothing.
+	OpSync Op = 3
 
 	// OpCreate makes a regular file, FIFO or device (type in Mode, Rdev).
 	OpCreate Op = 10
@@ -65,7 +69,7 @@ const (
 )
 
 var opNames = map[Op]string{
-	OpEpoch: "epoch", OpFsync: "fsync",
+	OpEpoch: "epoch", OpFsync: "fsync", OpSync: "sync",
 	OpCreate: "create", OpMkdir: "mkdir", OpSymlink: "symlink", OpLink: "link",
 	OpUnlink: "unlink", OpRmdir: "rmdir", OpRename: "rename", OpRemoveTree: "remove-tree",
 	OpWrite: "write", OpSetAttr: "setattr", OpFallocate: "fallocate",

@@ -12,7 +12,7 @@ import (
 )
 
 var allOps = []Op{
-	OpEpoch, OpFsync, OpCreate, OpMkdir, OpSymlink, OpLink, OpUnlink, OpRmdir, OpRename, OpRemoveTree,
+	OpEpoch, OpFsync, OpSync, OpCreate, OpMkdir, OpSymlink, OpLink, OpUnlink, OpRmdir, OpRename, OpRemoveTree,
 	OpWrite, OpSetAttr, OpFallocate, OpCopyRange, OpSetXattr, OpRemoveXattr,
 	OpSyncBegin, OpState, OpStateData, OpStateEnd, OpSyncEnd,
 }

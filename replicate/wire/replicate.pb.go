@@ -939,10 +939,13 @@ func (*Up_CopyResult) isUp_Kind() {}
 func (*Up_Trouble) isUp_Kind() {}
 
 type Ack struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Received      uint64                 `protobuf:"varint,1,opt,name=received,proto3" json:"received,omitempty"`
-	Applied       uint64                 `protobuf:"varint,2,opt,name=applied,proto3" json:"applied,omitempty"`
-	Durable       uint64                 `protobuf:"varint,3,opt,name=durable,proto3" json:"durable,omitempty"`
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Received uint64                 `protobuf:"varint,1,opt,name=received,proto3" json:"received,omitempty"`
+	Applied  uint64                 `protobuf:"varint,2,opt,name=applied,proto3" json:"applied,omitempty"`
+	Durable  uint64                 `protobuf:"varint,3,opt,name=durable,proto3" json:"durable,omitempty"`
+	// synced is the LSN of the last OpSync that is done: all up to it is durable,
+	// fsynced or not. 0 if none is since the standby's process began.
+	Synced        uint64 `protobuf:"varint,4,opt,name=synced,proto3" json:"synced,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -994,6 +997,13 @@ func (x *Ack) GetApplied() uint64 {
 func (x *Ack) GetDurable() uint64 {
 	if x != nil {
 		return x.Durable
+	}
+	return 0
+}
+
+func (x *Ack) GetSynced() uint64 {
+	if x != nil {
+		return x.Synced
 	}
 	return 0
 }
@@ -1298,11 +1308,12 @@ const file_replicate_proto_rawDesc = "" +
 	"\vcopy_result\x18\x04 \x01(\v2\x15.replfs.v1.CopyResultH\x00R\n" +
 	"copyResult\x12.\n" +
 	"\atrouble\x18\x05 \x01(\v2\x12.replfs.v1.TroubleH\x00R\atroubleB\x06\n" +
-	"\x04kind\"U\n" +
+	"\x04kind\"m\n" +
 	"\x03Ack\x12\x1a\n" +
 	"\breceived\x18\x01 \x01(\x04R\breceived\x12\x18\n" +
 	"\aapplied\x18\x02 \x01(\x04R\aapplied\x12\x18\n" +
-	"\adurable\x18\x03 \x01(\x04R\adurable\"6\n" +
+	"\adurable\x18\x03 \x01(\x04R\adurable\x12\x16\n" +
+	"\x06synced\x18\x04 \x01(\x04R\x06synced\"6\n" +
 	"\x04Need\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\fR\x04path\x12\x1a\n" +
 	"\bcontents\x18\x02 \x01(\bR\bcontents\"A\n" +
