@@ -211,6 +211,14 @@ var knownDifferences = []difference{
 		},
 	},
 	{
+		what: "user.replfs.* is the daemon's: user.replfs.position is there without being listed, the rest is not, and none can be set",
+		why:  "it tells scripts how far the log was when the file was changed last",
+		show: func(_ *testing.T, dir string) string {
+			_, err := unix.Getxattr(dir+"/f", positionAttr, nil)
+			return outcome(err, "") + outcome(unix.Setxattr(dir+"/f", "user.replfs.x", nil, 0), "")
+		},
+	},
+	{
 		what: "a file handle (name_to_handle_at) is ESTALE once the kernel has dropped the inode, and after a restart of the daemon",
 		why:  "node ids do not outlive either; see TestFileHandles",
 	},

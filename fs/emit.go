@@ -261,6 +261,9 @@ func (e *Emission) state(dir *inode, name string, contents bool) (n *inode, fd i
 		}
 		return n, -1, fmt.Errorf("append the state of %q: %w", path, err)
 	}
+	if e.flags.Has(record.FlagLive) {
+		n.lastRecord.Store(0) // more of it follows, and it may be from before
+	}
 	e.Progress(1, 0)
 	keep = true
 	return n, fd, nil
@@ -454,6 +457,7 @@ func (fs *FS) emitEntering(dir *inode, name string) fuse.Status {
 	e := fs.NewEmission()
 	defer e.Close()
 	e.locked, e.flags = true, record.FlagLive
+	dir.lastRecord.Store(0)
 	if err := e.entry(context.Background(), dir, name, false); err != nil {
 		fs.cfg.Suspect("the content of a file that entered replication could not be recorded: " + err.Error())
 		return fuse.EIO

@@ -58,7 +58,11 @@ type Config struct {
 	// matches counts, say nothing about.
 	Durability Durability
 	Paths      []PathDurability
-	Logger     *zap.Logger
+	// Position gives the position of the record lsn, or with 0 the last one that
+	// the store shows: on a primary the end of the log, on a standby what is
+	// applied. Not ok: the store is not at any. May be nil for never.
+	Position func(lsn uint64) (epoch, at uint64, ok bool)
+	Logger   *zap.Logger
 	// Suspect is called when the mount and the log may have come apart: a
 	// handler panicked, or a mutation could not be recorded.
 	Suspect func(reason string)
@@ -187,6 +191,9 @@ type mutation struct {
 	fs  *FS
 	rec *record.Record
 	in  Intent
+	// about are the inodes whose last record it is; see position.go.
+	about   [4]*inode
+	touched int
 }
 
 // begin notes the intent. The record's path fields must be set.
@@ -212,6 +219,7 @@ func (m *mutation) commit(data []byte) (uint64, fuse.Status) {
 		size = int(m.rec.Length)
 	}
 	m.fs.completed.note(m.rec.Request, m.rec.FileID, size)
+	m.noteRecord(lsn)
 	return lsn, fuse.OK
 }
 

@@ -52,6 +52,11 @@ func (g *gate) enter(size int) fuse.Status {
 	if g.throttle.on.Load() {
 		g.slow(size)
 	}
+	return g.pass()
+}
+
+// pass is enter for what makes the log grow by next to nothing: no throttle.
+func (g *gate) pass() fuse.Status {
 	for {
 		g.inside.RLock()
 		g.mu.Lock()

@@ -183,6 +183,17 @@ func (e *env) mount(intents ...record.Record) {
 		Store: e.store, Log: e.log, Excluded: e.excl.Excluded, DeepExcludes: e.excl.Below,
 		Busy:       func() { e.busy.Add(1) },
 		Durability: e.opt.durability, Paths: e.opt.paths,
+		Position: func(lsn uint64) (uint64, uint64, bool) {
+			if !e.fs.Writable() {
+				st := e.applier.State()
+				return st.Epoch, st.Applied, true
+			}
+			if lsn == 0 {
+				lsn = e.ring.Last()
+			}
+			epoch, ok := e.ring.EpochOf(lsn)
+			return epoch, lsn, ok
+		},
 		Suspect: func(reason string) {
 			e.mu.Lock()
 			e.suspect = append(e.suspect, reason)

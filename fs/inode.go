@@ -59,6 +59,8 @@ type inode struct {
 	// absentIn is the FS.role in which an attribute was found to be absent, see
 	// absent.go. Guarded by mu.
 	absentIn uint64
+	// lastRecord is the LSN of its last record, 0 for not known; see position.go.
+	lastRecord atomic.Uint64
 }
 
 type inodeKey struct{ dev, ino uint64 }

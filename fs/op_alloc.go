@@ -40,6 +40,7 @@ func (fs *FS) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) (s fuse.St
 		p.changes(n)
 	}
 	m := fs.begin(r)
+	m.touch(n)
 	defer m.end()
 	if err := unix.Fallocate(h.fd, in.Mode, int64(in.Offset), int64(in.Length)); err != nil {
 		m.failed(h.fd, &st)
@@ -101,6 +102,7 @@ func (fs *FS) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRangeIn) (c
 		p.changes(dst.inode)
 	}
 	m := fs.begin(r)
+	m.touch(dst.inode)
 	defer m.end()
 
 	var st unix.Stat_t

@@ -73,6 +73,7 @@ func (e *newEntry) makeLocked(call func(perm uint32) (int, error), st *unix.Stat
 		e.passage.changesDir(r, e.dir)
 	}
 	m := fs.begin(r)
+	m.touch(e.dir)
 	defer m.end()
 
 	fd, err := call(e.perm)
@@ -90,6 +91,7 @@ func (e *newEntry) makeLocked(call func(perm uint32) (int, error), st *unix.Stat
 	r.FileID, r.Mode, r.UID, r.GID, r.Mtime = n.id, st.Mode, st.Uid, st.Gid, mtimeOf(st)
 	r.Fields |= record.FieldFileID | record.FieldMode | record.FieldOwner | record.FieldMtime
 	fs.setParentTime(r, e.dir)
+	m.touch(n)
 	if _, s := m.commit(nil); !s.Ok() {
 		if fd >= 0 {
 			unix.Close(fd)
@@ -189,6 +191,7 @@ func (fs *FS) recordDirTimes(dir *inode) {
 	r := fs.newRecord(record.OpSetAttr)
 	fs.asDirTimes(r, dir)
 	m := mutation{fs: fs, rec: r}
+	m.touch(dir)
 	m.commitDirTimes(dir)
 	fs.putRecord(r)
 }
@@ -334,6 +337,7 @@ func (fs *FS) Link(cancel <-chan struct{}, in *fuse.LinkIn, name string, out *fu
 		p.changesDir(r, dir)
 	}
 	m := fs.begin(r)
+	m.touch(dir, n)
 	defer m.end()
 	entering := fs.table.naming(n)
 	if err := linkat(ref, fs.dirfd(dir), name); err != nil {

@@ -150,6 +150,7 @@ func (fs *FS) truncateOpened(n *inode, fd int, writable bool, in *fuse.OpenIn) f
 		r.Fields = record.FieldPath | record.FieldFileID | record.FieldSize
 	}
 	m := fs.begin(r)
+	m.touch(n)
 	defer m.end()
 	if err := fs.truncateFd(n, fd, writable); err != nil {
 		return errStatus(err)
@@ -276,6 +277,7 @@ func (fs *FS) write(cancel <-chan struct{}, in *fuse.WriteIn, h *handle, data []
 		p.changes(n)
 	}
 	m := fs.begin(r)
+	m.touch(n)
 	defer m.end()
 
 	done, err := pwriteFull(h.fd, data, offset)
@@ -344,6 +346,7 @@ func (fs *FS) appendSync(n *inode, path string, dataOnly bool) (synced, fuse.Sta
 		r.Flags |= record.FlagDataOnly
 	}
 	m := mutation{fs: fs, rec: r}
+	m.touch(n)
 	lsn, s := m.commit(nil)
 	return synced{lsn, fs.durability(n)}, s
 }

@@ -87,6 +87,7 @@ func (fs *FS) remove(cancel <-chan struct{}, header *fuse.InHeader, name string,
 		p.changesDir(r, dir)
 	}
 	m := fs.begin(r)
+	m.touch(dir, n)
 	defer m.end()
 	if n.isDir() {
 		fs.dirfd(n) // who is in it goes on using it, without a name to open it by
@@ -264,6 +265,7 @@ func (r *rename) run() fuse.Status {
 		rec.Flags |= record.FlagExchange
 	}
 	m := fs.begin(rec)
+	m.touch(r.from, r.to, r.srcIn, r.dstIn)
 	defer m.end()
 	over := r.hasDst && !exchange
 	last := r.dst.Mode&unix.S_IFMT == unix.S_IFDIR || r.dst.Nlink <= 1
@@ -435,6 +437,7 @@ func (r *rename) recordExchange(m *mutation, in, srcSock, dstSock bool) fuse.Sta
 		return fuse.OK
 	}
 	times := mutation{fs: r.fs, rec: &other}
+	times.touch(r.dstIn)
 	_, s := times.commit(nil)
 	return s
 }

@@ -47,6 +47,7 @@ func (fs *FS) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn, out *fuse.Attr
 	}
 	tracked := r.Fields != 0
 	m := fs.begin(r)
+	m.touch(n)
 	defer m.end()
 
 	changed, err := fs.applyAttr(in, n, h, ref)

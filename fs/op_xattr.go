@@ -54,6 +54,9 @@ func (r fileRef) removexattr(name string) error {
 
 // GetXAttr reads an extended attribute.
 func (fs *FS) GetXAttr(_ <-chan struct{}, header *fuse.InHeader, attr string, dest []byte) (uint32, fuse.Status) {
+	if reserved(attr) {
+		return fs.getReserved(header, attr, dest)
+	}
 	return fs.readXattr(header, attr, func(r fileRef) (int, error) { return r.getxattr(attr, dest) })
 }
 
@@ -68,7 +71,7 @@ func (fs *FS) ListXAttr(_ <-chan struct{}, header *fuse.InHeader, dest []byte) (
 		if size, err = r.listxattr(names); err != nil {
 			return 0, err
 		}
-		names = visibleTo(&header.Caller, names[:size])
+		names = withoutReserved(visibleTo(&header.Caller, names[:size]))
 		switch {
 		case len(dest) == 0:
 			return len(names), nil
@@ -86,18 +89,7 @@ func visibleTo(c *fuse.Caller, names []byte) []byte {
 	if !bytes.Contains(names, []byte(prefix)) || capable(c, unix.CAP_SYS_ADMIN) {
 		return names
 	}
-	out := names[:0]
-	for rest := names; len(rest) > 0; {
-		end := bytes.IndexByte(rest, 0) + 1
-		if end == 0 {
-			end = len(rest)
-		}
-		if name := rest[:end]; !bytes.HasPrefix(name, []byte(prefix)) {
-			out = append(out, name...)
-		}
-		rest = rest[end:]
-	}
-	return out
+	return without(names, prefix)
 }
 
 // readXattr reads the attribute attr, or with "" their list.
@@ -145,6 +137,9 @@ func (fs *FS) RemoveXAttr(cancel <-chan struct{}, header *fuse.InHeader, attr st
 }
 
 func (fs *FS) changeXattr(cancel <-chan struct{}, header *fuse.InHeader, op record.Op, attr string, data []byte, killSgid bool, call func(fileRef) error) (s fuse.Status) {
+	if reserved(attr) {
+		return fuse.EPERM
+	}
 	n := fs.table.get(header.NodeId)
 	if n == nil {
 		return fuse.Status(unix.ESTALE)
@@ -171,6 +166,7 @@ func (fs *FS) changeXattr(cancel <-chan struct{}, header *fuse.InHeader, op reco
 		p.changes(n)
 	}
 	m := fs.begin(r)
+	m.touch(n)
 	defer m.end()
 	fs.noteChanged(n, attr)
 	if err := call(ref); err != nil {

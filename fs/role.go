@@ -101,6 +101,7 @@ func (t *table) verifyNames() {
 	}
 	for _, n := range all {
 		n.pathGen = 0
+		n.lastRecord.Store(0)
 		if len(n.names) == 0 && n != t.root && t.byKey[n.key] == n {
 			t.rehome(n)
 		}
