@@ -15,9 +15,9 @@ type Peer struct {
 	Role      Role
 	ClusterID string
 	Epoch     uint64
-	// Epoch and LSN of what it has.
-	AppliedEpoch, AppliedLSN uint64
-	Promotable               bool
+	// Epoch and LSN of what it has received: what a promotion would begin with.
+	ReceivedEpoch, ReceivedLSN uint64
+	Promotable                 bool
 }
 
 // Start decides the role that a node begins with, and says why. It becomes
@@ -95,8 +95,8 @@ func Unsafe(self Self, peers []Peer) []string {
 			why = append(why, fmt.Sprintf("%s is starting or changing its role: ask again in a moment", p.Name))
 		} else if p.Role == Primary {
 			why = append(why, fmt.Sprintf("%s is primary in epoch %d and does not hand over", p.Name, p.Epoch))
-		} else if p.Promotable && (p.AppliedEpoch > self.ReceivedEpoch || p.AppliedEpoch == self.ReceivedEpoch && p.AppliedLSN > self.ReceivedLSN) {
-			why = append(why, fmt.Sprintf("%s has newer data (%d/%d, this node has %d/%d): promote it instead", p.Name, p.AppliedEpoch, p.AppliedLSN, self.ReceivedEpoch, self.ReceivedLSN))
+		} else if p.Promotable && (p.ReceivedEpoch > self.ReceivedEpoch || p.ReceivedEpoch == self.ReceivedEpoch && p.ReceivedLSN > self.ReceivedLSN) {
+			why = append(why, fmt.Sprintf("%s has newer data (%d/%d, this node has %d/%d): promote it instead, with `replfs promote` there", p.Name, p.ReceivedEpoch, p.ReceivedLSN, self.ReceivedEpoch, self.ReceivedLSN))
 		}
 	}
 	return why

@@ -71,7 +71,7 @@ func TestUnsafe(t *testing.T) {
 		return s
 	}
 	other := func(epoch, lsn uint64) Peer {
-		return Peer{Name: "gl-3", Role: Standby, Epoch: 3, AppliedEpoch: epoch, AppliedLSN: lsn, Promotable: true}
+		return Peer{Name: "gl-3", Role: Standby, Epoch: 3, ReceivedEpoch: epoch, ReceivedLSN: lsn, Promotable: true}
 	}
 	tests := []struct {
 		name  string
@@ -95,8 +95,8 @@ func TestUnsafe(t *testing.T) {
 		{"peer is primary", good, []Peer{{Name: "gl-2", Role: Primary, Epoch: 3}}, []string{"gl-2 is primary in epoch 3"}},
 		{"peer has more", good, []Peer{other(3, 101)}, []string{"gl-3 has newer data (3/101, this node has 3/100)"}},
 		{"peer has a later epoch", good, []Peer{other(4, 5)}, []string{"gl-3 has newer data"}},
-		{"peer has more but is not promotable", good, []Peer{{Name: "gl-3", AppliedEpoch: 3, AppliedLSN: 200}}, nil},
-		{"peer that has more is away", good, []Peer{{Name: "gl-3", Err: errAway, AppliedEpoch: 9, Promotable: true}}, nil},
+		{"peer has more but is not promotable", good, []Peer{{Name: "gl-3", ReceivedEpoch: 3, ReceivedLSN: 200}}, nil},
+		{"peer that has more is away", good, []Peer{{Name: "gl-3", Err: errAway, ReceivedEpoch: 9, Promotable: true}}, nil},
 		{"everything at once", with(func(s *Self) { s.InSync, s.Trouble = false, "no space" }),
 			[]Peer{{Name: "gl-2", Role: Primary, Epoch: 4}, other(4, 1)},
 			[]string{"no space", "not in sync", "gl-2 is primary", "gl-3 has newer data"}},

@@ -47,6 +47,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage or config, 3 refused as unsafe.`,
 		newReloadCommand(g),
 		newStatusCommand(g),
 		newVersionCommand(g),
+		newWaitCommand(g),
 	)
 	return root
 }

@@ -86,7 +86,7 @@ func printStatus(w io.Writer, st *control.Status) error {
 		t.AppendRow(row)
 	}
 	t.Render()
-	if s := st.Sync; s != nil {
+	for _, s := range copies(st) {
 		if _, err := fmt.Fprintf(w, "copying to %s: %d files, %s in %s\n", s.Node, s.Files, humanize.IBytes(s.Bytes),
 			time.Since(s.Started).Round(time.Second)); err != nil {
 			return err
@@ -103,6 +103,9 @@ func printStatus(w io.Writer, st *control.Status) error {
 		if _, err := fmt.Fprintf(w, "journal: records %d to %d, %s of %s\n", j.First, j.Last, humanize.IBytes(uint64(j.Bytes)), humanize.IBytes(uint64(j.MaxBytes))); err != nil {
 			return err
 		}
+	}
+	if err := printResumed(w, st); err != nil {
+		return err
 	}
 	for _, p := range st.Problems {
 		if _, err := fmt.Fprintf(w, "! %s\n", p.What); err != nil {
@@ -124,6 +127,39 @@ func catchUpText(c *control.CatchUp) string {
 	}
 	rate := max(0, c.Rate)
 	return fmt.Sprintf("%s to go, %s/s closer, %s", humanize.IBytes(c.Bytes), humanize.IBytes(uint64(rate)), left)
+}
+
+// copies are the complete copies under way.
+func copies(st *control.Status) []*control.Sync {
+	var out []*control.Sync
+	for _, p := range st.Peers {
+		if p.Sync != nil {
+			out = append(out, p.Sync)
+		}
+	}
+	if len(out) == 0 && st.Sync != nil {
+		out = append(out, st.Sync)
+	}
+	return out
+}
+
+// printResumed says how the node and its standbys went on when they started.
+func printResumed(w io.Writer, st *control.Status) error {
+	lines := []string{}
+	if st.Resumed != "" {
+		lines = append(lines, fmt.Sprintf("%s resumed: %s", st.Node, st.Resumed))
+	}
+	for _, p := range st.Peers {
+		if p.Resumed != "" {
+			lines = append(lines, fmt.Sprintf("%s resumed: %s", p.Name, p.Resumed))
+		}
+	}
+	for _, line := range lines {
+		if _, err := fmt.Fprintln(w, line); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func syncWord(in bool) string {

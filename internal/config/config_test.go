@@ -290,3 +290,38 @@ func dropProse(s string) string {
 	}
 	return strings.Join(out, "\n")
 }
+
+// TestThreeDataNodes: a node streams to, or hears from, every other one.
+func TestThreeDataNodes(t *testing.T) {
+	const text = `
+cluster: gitlab
+mount: /data
+insecure: true
+nodes:
+  - {name: gl-1, address: "127.0.0.1:7410", priority: 100, mount: /data1, state: /state1, control: /run/1.sock}
+  - {name: gl-2, address: "127.0.0.1:7420", priority: 90, mount: /data2, state: /state2, control: /run/2.sock}
+  - {name: gl-3, address: "127.0.0.1:7430", priority: 80, mount: /data3, state: /state3, control: /run/3.sock}
+election: {mode: manual, initial_primary: gl-1}
+`
+	c := mustParse(t, text)
+	if errs := c.Unsupported(); len(errs) > 0 {
+		t.Errorf("unsupported: %v", errs)
+	}
+	for i, want := range map[string]string{"gl-1": "gl-2 gl-3", "gl-2": "gl-1 gl-3", "gl-3": "gl-1 gl-2"} {
+		v, err := c.Node(i)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var peers []string
+		for _, p := range v.Peers() {
+			peers = append(peers, p.Name)
+		}
+		if got := strings.Join(peers, " "); got != want {
+			t.Errorf("%s has the peers %s, want %s", i, got, want)
+		}
+	}
+	twice := strings.Replace(text, "127.0.0.1:7430", "127.0.0.1:7410", 1)
+	if _, err := Parse([]byte(twice), "f.yaml"); err == nil || !strings.Contains(err.Error(), `is also that of node "gl-1"`) {
+		t.Errorf("two nodes at one address: %v", err)
+	}
+}

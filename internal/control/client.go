@@ -84,7 +84,11 @@ func (c *Client) Reload(ctx context.Context) (time.Duration, *Status, error) {
 }
 
 func (c *Client) do(ctx context.Context, method, path string, out any) error {
-	req, err := http.NewRequestWithContext(ctx, method, "http://replfs"+path, nil)
+	return c.send(ctx, method, path, nil, out)
+}
+
+func (c *Client) send(ctx context.Context, method, path string, body io.Reader, out any) error {
+	req, err := http.NewRequestWithContext(ctx, method, "http://replfs"+path, body)
 	if err != nil {
 		return err
 	}

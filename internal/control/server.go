@@ -26,6 +26,7 @@ type Node interface {
 	Status() *Status
 	Promote(ctx context.Context, force bool) (*RoleChange, error)
 	Demote(ctx context.Context) (*RoleChange, error)
+	Wait(ctx context.Context, req WaitRequest) (*WaitResult, error)
 	// Reload ends the connection when a successor takes over, and returns only
 	// an error.
 	Reload(ctx context.Context) error
@@ -71,6 +72,7 @@ func Serve(path string, n Node, unsafe func(error) bool) (*Server, error) {
 		res, err := n.Demote(r.Context())
 		answer(w, res, err, unsafe)
 	})
+	mux.HandleFunc("POST /v1/wait", handleWait(n, unsafe))
 	mux.HandleFunc("POST /v1/reload", func(w http.ResponseWriter, r *http.Request) {
 		answer(w, nil, n.Reload(r.Context()), unsafe)
 	})

@@ -45,6 +45,11 @@ type Peer struct {
 	Error       string    `json:"error,omitempty"`
 	// CatchUp is set while State is "catching up".
 	CatchUp *CatchUp `json:"catch_up,omitempty"`
+	// Resumed says how the standby's stream began: behind which record it went
+	// on, or why it gets a complete copy. Only a primary knows.
+	Resumed string `json:"resumed,omitempty"`
+	// Sync is the complete copy that the peer receives.
+	Sync *Sync `json:"sync,omitempty"`
 }
 
 // CatchUp is how a standby that is far behind comes closer, record by record.
@@ -127,8 +132,10 @@ type Status struct {
 	Mount      string    `json:"mount"`
 	Store      string    `json:"store"`
 	Started    time.Time `json:"started"`
-	LSN        LSNs      `json:"lsn"`
-	Lag        Lag       `json:"lag"`
+	// Resumed says what the node found when it started, and by which way it went on.
+	Resumed string `json:"resumed,omitempty"`
+	LSN     LSNs   `json:"lsn"`
+	Lag     Lag    `json:"lag"`
 	// InSync: on a standby, whether the primary counts on it (as last told);
 	// on a primary, always true.
 	InSync bool   `json:"in_sync"`

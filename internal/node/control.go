@@ -24,6 +24,10 @@ func (c controlled) Demote(ctx context.Context) (*control.RoleChange, error) {
 	return c.n.demote(context.WithoutCancel(ctx))
 }
 
+func (c controlled) Wait(ctx context.Context, req control.WaitRequest) (*control.WaitResult, error) {
+	return c.n.wait(ctx, req)
+}
+
 func (c controlled) Reload(ctx context.Context) error {
 	return c.n.reload(context.WithoutCancel(ctx))
 }
@@ -42,7 +46,8 @@ func (s *controlServer) close() {
 func (n *Node) serveControl() (*controlServer, error) {
 	s, err := control.Serve(n.view.Control, controlled{n}, func(err error) bool {
 		var refused *election.RefusedError
-		return errors.As(err, &refused)
+		var wait *waitRefusedError
+		return errors.As(err, &refused) || errors.As(err, &wait)
 	})
 	if err != nil {
 		return nil, err

@@ -36,7 +36,7 @@ func Distrust(v *config.NodeView, reason string, log *zap.Logger) (err error) {
 	if err := os.Remove(RingPath(v)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("remove the log: %w", err)
 	}
-	a, err := apply.Open(apply.Config{Store: v.Store, StateFile: filepath.Join(v.State, "applied.state"), Log: log})
+	a, err := apply.Open(apply.Config{Store: v.Store, StateFile: filepath.Join(v.State, "applied.state"), BootID: bootID(), Log: log})
 	if err != nil {
 		return err
 	}

@@ -52,15 +52,17 @@ type Node struct {
 	// role changes are serialized by changing.
 	changing sync.Mutex
 
-	mu       sync.Mutex
-	role     wire.Role
-	senders  []*sender
-	spiller  *replicate.Spiller // while this node is primary
-	suspect  string
-	notice   string // what an administrator should know about the last role change
-	unclean  bool
-	resumed  bool // the mount is a predecessor's, and its gate still undecided
-	quitting bool
+	mu      sync.Mutex
+	role    wire.Role
+	senders []*sender
+	spiller *replicate.Spiller // while this node is primary
+	suspect string
+	notice  string // what an administrator should know about the last role change
+	unclean bool
+	// resumedAs is how the node went on when it started.
+	resumedAs string
+	resumed   bool // the mount is a predecessor's, and its gate still undecided
+	quitting  bool
 }
 
 type sender struct {
@@ -153,7 +155,7 @@ func (n *Node) open() (oplog.Recovered, error) {
 	}
 	ring := RingPath(v)
 	var recovered oplog.Recovered
-	n.oplog, recovered, err = oplog.Open(ring, oplog.Options{Size: int64(n.cfg.Replication.Ring)})
+	n.oplog, recovered, err = oplog.Open(ring, oplog.Options{Size: int64(n.cfg.Replication.Ring), BootID: bootID()})
 	if err != nil {
 		return none, fmt.Errorf("open the log ring %s: %w", ring, err)
 	}
@@ -172,7 +174,7 @@ func (n *Node) open() (oplog.Recovered, error) {
 	n.standby, err = replicate.NewStandby(replicate.StandbyConfig{
 		Node: v.Name, Store: v.Store, Salvage: filepath.Join(v.State, "salvage"),
 		Excluded: excl.Excluded, Log: n.oplog,
-		Applier: apply.Config{StateFile: filepath.Join(v.State, "applied.state"), Log: n.log},
+		Applier: apply.Config{StateFile: filepath.Join(v.State, "applied.state"), BootID: bootID(), Log: n.log},
 		Self:    n.self, Greeted: n.greeted, Epoch: n.epochBegan, Begin: n.copyBegins, Busy: n.latency.Note,
 		Logger: n.log,
 	})
@@ -185,7 +187,7 @@ func (n *Node) open() (oplog.Recovered, error) {
 	}
 	n.fs, err = fs.New(fs.Config{
 		Busy: n.latency.Note, Store: v.Store, Log: logAdapter{n.oplog, n.insync}, Logger: n.log,
-		Excluded: excl.Excluded, DeepExcludes: excl.Below, Suspect: n.markSuspect,
+		Excluded: excl.Excluded, DeepExcludes: excl.Below, Suspect: n.markSuspect, Position: n.position,
 		Durability: durability, Paths: paths,
 	})
 	if err != nil {
@@ -256,6 +258,7 @@ func (n *Node) stop() error {
 	if role == wire.Role_ROLE_PRIMARY {
 		n.flushMapped()
 		n.fs.SetReadOnly()
+		n.endCopies()
 		last := n.oplog.Last()
 		for _, name := range n.insync.Set() {
 			if err := n.insync.WaitApplied(name, last, n.cfg.Replication.DrainTimeout.Std()); err != nil {
@@ -266,7 +269,7 @@ func (n *Node) stop() error {
 		n.stopSenders()
 		n.insync.Stop()
 	} else {
-		n.standby.Stop()
+		n.finishStandby()
 	}
 	unmounted := n.mount.Unmount(unmountWait, n.opts.LazyUnmount)
 	n.mount = nil
@@ -277,6 +280,21 @@ func (n *Node) stop() error {
 		err = n.state.Update(func(s *election.State) { s.Clean, s.CleanLSN = true, last })
 	}
 	return errors.Join(unmounted, err, n.close())
+}
+
+// finishStandby stops following and applies what was received: the log it is in
+// may not outlive the machine.
+func (n *Node) finishStandby() {
+	n.standby.Stop()
+	st := n.standby.Status()
+	if replicate.Copying(st.State) || st.Suspect != "" || st.Fresh {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), n.cfg.Replication.DrainTimeout.Std())
+	defer cancel()
+	if err := n.standby.Finish(ctx); err != nil {
+		n.log.Warn("stopping before everything received is applied", zap.Error(err))
+	}
 }
 
 func (n *Node) syncStore() error {

@@ -198,7 +198,8 @@ func (n *Node) probe1(ctx context.Context, p config.Node) election.Peer {
 		out.Starting = true
 	}
 	out.ClusterID, out.Epoch = st.GetIdentity().GetClusterId(), st.GetEpoch()
-	out.AppliedEpoch, out.AppliedLSN = st.GetApplied().GetEpoch(), st.GetApplied().GetLsn()
+	// What it has received it would apply before it became primary.
+	out.ReceivedEpoch, out.ReceivedLSN = st.GetReceived().GetEpoch(), st.GetReceived().GetLsn()
 	out.Promotable = !st.GetCopying() && st.GetSuspect() == ""
 	return out
 }

@@ -169,6 +169,7 @@ func (n *Node) demote(context.Context) (*control.RoleChange, error) {
 	begun := time.Now()
 	n.flushMapped()
 	n.fs.SetReadOnly()
+	n.endCopies()
 	last := n.oplog.Last()
 	for _, name := range n.insync.Set() {
 		if err := n.insync.WaitApplied(name, last, n.cfg.Replication.DrainTimeout.Std()); err != nil {

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/uuid"
@@ -36,12 +37,14 @@ func (n *Node) start(ctx context.Context, rec oplog.Recovered) error {
 	n.log.Info("role decided", zap.String("role", string(role)), zap.String("reason", why))
 	wasPrimary := st.Role == election.Primary
 	if role == election.Standby && !wasPrimary {
+		n.logResumed(n.standbyTier(st, rec))
 		return n.startStandby()
 	}
 	if !st.Joined() {
 		rec.Intents = nil // of another life
 	}
 	n.restoreLog(st, rec)
+	n.logResumed(n.primaryTier(st, rec))
 	if role == election.Primary {
 		return n.becomePrimary(election.NextEpoch(st, peers), st.InSync, rec.Intents)
 	}
@@ -211,10 +214,14 @@ func (n *Node) takePosition() error {
 	return n.standby.Applier().ClearSuspect()
 }
 
+// startSenders starts those that do not run.
 func (n *Node) startSenders() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	for _, p := range n.view.Peers() {
+		if slices.ContainsFunc(n.senders, func(s *sender) bool { return s.peer.Name == p.Name }) {
+			continue
+		}
 		ctx, cancel := context.WithCancel(context.Background())
 		s := &sender{peer: p, cancel: cancel, done: make(chan struct{})}
 		s.Sender = replicate.NewSender(replicate.SenderConfig{
@@ -233,10 +240,25 @@ func (n *Node) startSenders() {
 	}
 }
 
-func (n *Node) stopSenders() {
+func (n *Node) stopSenders() { n.stopSendersIf(func(*sender) bool { return true }) }
+
+// endCopies ends complete copies of a primary that is about to stop being one:
+// they would go on filling the log.
+func (n *Node) endCopies() {
+	n.stopSendersIf(func(s *sender) bool { return s.Status().Copy != nil })
+}
+
+// stopSendersIf stops some.
+func (n *Node) stopSendersIf(which func(*sender) bool) {
 	n.mu.Lock()
-	senders := n.senders
-	n.senders = nil
+	var senders []*sender
+	n.senders = slices.DeleteFunc(n.senders, func(s *sender) bool {
+		if !which(s) {
+			return false
+		}
+		senders = append(senders, s)
+		return true
+	})
 	n.mu.Unlock()
 	for _, s := range senders {
 		s.cancel()

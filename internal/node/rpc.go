@@ -154,12 +154,11 @@ func (n *Node) Handover(ctx context.Context, in *wire.HandoverRequest) (*wire.Ha
 		return nil, status.Errorf(codes.FailedPrecondition, "%s is not in sync: wait until `replfs status` says it is", name)
 	}
 	n.log.Info("handing over", zap.String("peer", name))
-	timeout := n.cfg.Replication.DrainTimeout.Std()
 	n.flushMapped()
-	n.fs.Freeze()
-	last := n.oplog.Last()
-	if err := n.insync.WaitApplied(name, last, timeout); err != nil {
+	last, err := n.drain(name)
+	if err != nil {
 		n.fs.Thaw()
+		n.startSenders()
 		n.log.Warn("not handed over: writers go on", zap.Error(err))
 		return nil, status.Error(codes.FailedPrecondition, err.Error())
 	}
@@ -170,4 +169,23 @@ func (n *Node) Handover(ctx context.Context, in *wire.HandoverRequest) (*wire.Ha
 	n.setNotice(fmt.Sprintf("handed over to %s", name))
 	n.log.Info("handed over", zap.String("peer", name), zap.Uint64("lsn", last))
 	return &wire.HandoverReply{State: n.self()}, nil
+}
+
+// drain freezes the mount and returns when name has everything that the log will
+// ever have in this term, and that is its last record. The other standbys in sync
+// have it as well: an fsync may be waiting for one of them.
+func (n *Node) drain(name string) (last uint64, err error) {
+	timeout := n.cfg.Replication.DrainTimeout.Std()
+	n.endCopies()
+	n.fs.Freeze()
+	last = n.oplog.Last()
+	for _, other := range n.insync.Set() {
+		if err := n.insync.WaitApplied(other, last, timeout); err != nil && n.insync.Has(other) {
+			return 0, err
+		}
+	}
+	// One may have begun meanwhile.
+	n.stopSendersIf(func(s *sender) bool { return s.peer.Name != name })
+	last = n.oplog.Last()
+	return last, n.insync.WaitApplied(name, last, timeout)
 }

@@ -21,7 +21,7 @@ const contactLost = 3 * time.Second
 func (n *Node) status() *control.Status {
 	st := n.state.Get()
 	n.mu.Lock()
-	role, suspect, notice := n.role, n.suspect, n.notice
+	role, suspect, notice, resumed := n.role, n.suspect, n.notice, n.resumedAs
 	senders := append([]*sender(nil), n.senders...)
 	spiller := n.spiller
 	n.mu.Unlock()
@@ -30,7 +30,7 @@ func (n *Node) status() *control.Status {
 		Role: "starting", Writable: n.fs.Writable(), Epoch: st.Epoch,
 		Durability: string(n.cfg.Replication.Durability), Mount: n.view.Mount, Store: n.view.Store,
 		Started: n.started, Peers: []control.Peer{}, History: []control.Epoch{}, Problems: []control.Problem{},
-		Requests: n.fs.Requests(),
+		Requests: n.fs.Requests(), Resumed: resumed,
 	}
 	for _, e := range st.History {
 		out.History = append(out.History, control.Epoch(e))
@@ -74,6 +74,7 @@ func (n *Node) primaryStatus(out *control.Status, senders []*sender, spiller *re
 		p := control.Peer{
 			Name: s.peer.Name, Address: s.peer.Address, Role: "standby", State: ss.State,
 			InSync: n.insync.Has(s.peer.Name), LastContact: ss.LastContact, Error: ss.Error, CatchUp: catchUp(ss.CatchUp),
+			Resumed: ss.Resumed,
 		}
 		if ss.LastContact.IsZero() {
 			p.Role = "unknown"
@@ -84,7 +85,8 @@ func (n *Node) primaryStatus(out *control.Status, senders []*sender, spiller *re
 			p.Lag = lag(kept, applied, last)
 		}
 		if ss.Copy != nil {
-			out.Sync = &control.Sync{Node: s.peer.Name, Started: ss.Copy.Started, Files: ss.Copy.Files, Bytes: ss.Copy.Bytes}
+			p.Sync = &control.Sync{Node: s.peer.Name, Started: ss.Copy.Started, Files: ss.Copy.Files, Bytes: ss.Copy.Bytes}
+			out.Sync = p.Sync
 		}
 		if ss.Trouble != "" {
 			p.Error = ss.Trouble
