@@ -31,7 +31,7 @@ type patientWriter struct {
 	mu     sync.Mutex
 	acked  map[int]bool
 	last   int
-	counts [2]int // acknowledged on each mount
+	counts [3]int // acknowledged on each mount
 }
 
 func (w *patientWriter) run(ctx context.Context) error {
@@ -47,7 +47,7 @@ func (w *patientWriter) run(ctx context.Context) error {
 			w.mu.Unlock()
 		case errors.Is(err, unix.EROFS), errors.Is(err, unix.ENOENT):
 			// ENOENT: this node does not have the file yet.
-			at = 1 - at
+			at = (at + 1) % len(w.mounts)
 			time.Sleep(time.Millisecond)
 		default:
 			return fmt.Errorf("%s on %s: %w", w.name, w.mounts[at], err)

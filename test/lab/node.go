@@ -25,6 +25,33 @@ type node struct {
 	name    string
 	dir     string
 	process *Process
+	// boots counts the restarts of its machine.
+	boots int
+}
+
+// bootIDEnv is what the daemon takes for the machine's boot id.
+const bootIDEnv = "REPLFS_BOOT_ID"
+
+// env is what the node's daemon has in its environment.
+func (n *node) env() []string {
+	if n.boots == 0 {
+		return nil
+	}
+	return []string{fmt.Sprintf("%s=lab-%d", bootIDEnv, n.boots)}
+}
+
+// Reboot makes a node that does not run take its next start for one after a
+// restart of its machine. What the machine had in memory is not lost by that.
+func (c *Cluster) Reboot(name string) error {
+	n, err := c.get(name)
+	if err != nil {
+		return err
+	}
+	if n.process != nil && n.process.Running() {
+		return fmt.Errorf("%s runs", name)
+	}
+	n.boots++
+	return nil
 }
 
 // path joins elements to the node's directory.
@@ -78,7 +105,7 @@ func (c *Cluster) StartNode(ctx context.Context, name string) error {
 	}
 	n.process, err = StartProcess(Command{
 		Name: name, Path: c.opts.Binary, Namespace: c.Namespace(name),
-		Args: []string{"mount", "--config", c.Config(), "--node", name},
+		Args: []string{"mount", "--config", c.Config(), "--node", name}, Env: n.env(),
 	}, n.path("replfs.log"))
 	if err != nil {
 		return err
