@@ -296,7 +296,7 @@ func (s *Standby) answerOnce(stream wire.Replication_StreamServer, l *link) erro
 			return err
 		}
 	}
-	ack.Synced = s.applier.Synced()
+	ack.Synced = min(s.applier.Synced(), ack.Applied) // it may have moved on since
 	if ack.Received == l.lastAck.Received && ack.Applied == l.lastAck.Applied && ack.Durable == l.lastAck.Durable && ack.Synced == l.lastAck.Synced {
 		return nil
 	}
