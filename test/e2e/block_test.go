@@ -157,8 +157,8 @@ func TestSync(t *testing.T) {
 	blocks(t, "(a write) with sync", write, time.Second)
 	res, err := c.Command(ctx, one, "demote")
 	must(t, err)
-	if res.Code != 0 {
-		t.Fatalf("demote: %s", res.Output())
+	if res.Code != 1 || !strings.Contains(res.Output(), "gl-2 has not applied everything") {
+		t.Fatalf("demote: exit code %d: %s", res.Code, res.Output())
 	}
 	if r := <-write; r.err != unix.EIO {
 		t.Errorf("a write whose node was demoted: %v", r.err)
