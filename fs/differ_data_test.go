@@ -161,6 +161,9 @@ func doSeek(s *side, o *op) string {
 // soundSeek judges where data or a hole was found: a file system may take holes
 // for data, and what was allocated hangs on more than the file's content.
 func soundSeek(fd int, o *op, off int64, err error, st *unix.Stat_t) string {
+	if o.off < 0 && (err == nil || err == unix.ENXIO) {
+		return "before the beginning" // which btrfs takes for the beginning
+	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG || o.off < 0 || o.off >= st.Size {
 		return outcome(err, "%d", off)
 	}

@@ -62,6 +62,18 @@ func TestPostgres(t *testing.T) {
 	bench, err := p.StartPgbench(2, 30*time.Second, root.Path("pgbench.log"))
 	must(t, err)
 	must(t, load.WaitAcked(ctx, 100))
+	must(t, poll(ctx, 60*time.Second, "pgbench has transactions", func(ctx context.Context) error {
+		conn, err := p.Connect(ctx)
+		if err != nil {
+			return err
+		}
+		var n int
+		err = conn.QueryRow(ctx, "SELECT count(*) FROM pgbench_history").Scan(&n)
+		if err = errors.Join(err, conn.Close(ctx)); err == nil && n < 20 {
+			err = fmt.Errorf("%d", n)
+		}
+		return err
+	}))
 	must(t, p.Kill())
 	load.Stop()
 	transactions, err := bench.Acked(20 * time.Second)
