@@ -1,6 +1,7 @@
 package replicate
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,10 +25,11 @@ import (
 
 const clusterID = "life-1"
 
-// shm is a directory on a tmpfs: speed, and a store with every feature.
+// shm is a directory on a tmpfs: speed, and a store with every feature. It is
+// made in REPLFS_SHM, which scripts/fuzz removes: workers are killed in the end.
 func shm(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("/dev/shm", "replicate-test-")
+	dir, err := os.MkdirTemp(cmp.Or(os.Getenv("REPLFS_SHM"), "/dev/shm"), "replicate-test-")
 	if err != nil {
 		return t.TempDir()
 	}
