@@ -3,14 +3,8 @@ package bench_test
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
-	"io"
-	"os/exec"
-	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
-	"time"
 
 	"github.com/replfs/replfs/bench"
 )
@@ -65,29 +59,7 @@ func TestReplication(t *testing.T) {
 func TestInterruptReplication(t *testing.T) {
 	dir := workDir(t)
 	cmd := benchCommand(t, "replication", "--dir", dir, "--rounds", "1", "--workloads", "catch-up", "--behind", "1TiB")
-	var stderr bytes.Buffer
-	cmd.Stderr, cmd.Stdout = &stderr, io.Discard
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	working := func() bool {
-		made, err := filepath.Glob(dir + "/replfs-bench-*/async/primary/mount/behind-0")
-		return err == nil && len(made) > 0
-	}
-	for deadline := time.Now().Add(2 * time.Minute); !working(); time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Error("the run did not begin to work")
-			break
-		}
-	}
-	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
-		t.Fatal(err)
-	}
-	err := cmd.Wait()
-	var exit *exec.ExitError
-	if !errors.As(err, &exit) || exit.ExitCode() != 1 {
-		t.Errorf("an interrupted run ended with %v\n%s", err, stderr.String())
-	}
+	interrupt(t, cmd, dir+"/replfs-bench-*/async/primary/mount/behind-0")
 }
 
 // TestReplicationOptions: wrong options are refused before anything starts.

@@ -176,30 +176,7 @@ func TestNotInstalled(t *testing.T) {
 func TestInterrupt(t *testing.T) {
 	dir := workDir(t)
 	cmd := benchFS(t, "--dir", dir, "--rounds", "1000", "--workloads", "untar", "--targets", "loopback,async")
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	cmd.Stdout = io.Discard
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	working := func() bool {
-		made, err := filepath.Glob(dir + "/replfs-bench-*/async/primary/mount/untar/tree/d000")
-		return err == nil && len(made) > 0
-	}
-	for deadline := time.Now().Add(2 * time.Minute); !working(); time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Error("the run did not begin to work")
-			break
-		}
-	}
-	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
-		t.Fatal(err)
-	}
-	err := cmd.Wait()
-	var exit *exec.ExitError
-	if !errors.As(err, &exit) || exit.ExitCode() != 1 {
-		t.Errorf("an interrupted run ended with %v\n%s", err, stderr.String())
-	}
+	interrupt(t, cmd, dir+"/replfs-bench-*/async/primary/mount/untar/tree/d000")
 	// Its daemons have ended as well.
 	cmds, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil {
@@ -226,5 +203,34 @@ func TestOptions(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%+v: %v, want %s", o, err, want)
 		}
+	}
+}
+
+// interrupt starts a run, ends it with SIGINT once what pattern names is there,
+// and expects it to say that it failed.
+func interrupt(t *testing.T, cmd *exec.Cmd, pattern string) {
+	t.Helper()
+	var stderr bytes.Buffer
+	cmd.Stderr, cmd.Stdout = &stderr, io.Discard
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	working := func() bool {
+		made, err := filepath.Glob(pattern)
+		return err == nil && len(made) > 0
+	}
+	for deadline := time.Now().Add(2 * time.Minute); !working(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Error("the run did not begin to work")
+			break
+		}
+	}
+	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	err := cmd.Wait()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != 1 {
+		t.Errorf("an interrupted run ended with %v\n%s", err, stderr.String())
 	}
 }

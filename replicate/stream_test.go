@@ -635,16 +635,13 @@ func TestStandbyOutOfSpaceForLong(t *testing.T) {
 	c.same()
 }
 
-// A standby that takes nothing any more must not stop the primary's writers
-// for longer than the timeout.
-func TestAStandbyThatReadsNoMoreDoesNotStopWriters(t *testing.T) {
-	leakCheck(t)
-	c := &pair{t: t, p: newPrimary(t, "a"), timeout: 200 * time.Millisecond}
-	c.net = newServer(t, func(st wire.Replication_StreamServer) error {
+// hangs is a standby that says it is at the primary's position, and takes
+// nothing.
+func (c *pair) hangs() *server {
+	return newServer(c.t, func(st wire.Replication_StreamServer) error {
 		if _, err := st.Recv(); err != nil {
 			return err
 		}
-		// At the primary's position; then it hangs.
 		s := c.p.state()
 		s.Identity.Node, s.Role = "b", wire.Role_ROLE_STANDBY
 		if err := st.Send(&wire.Up{Kind: &wire.Up_Hello{Hello: s}}); err != nil {
@@ -653,6 +650,14 @@ func TestAStandbyThatReadsNoMoreDoesNotStopWriters(t *testing.T) {
 		<-st.Context().Done()
 		return nil
 	})
+}
+
+// A standby that takes nothing any more must not stop the primary's writers
+// for longer than the timeout.
+func TestAStandbyThatReadsNoMoreDoesNotStopWriters(t *testing.T) {
+	leakCheck(t)
+	c := &pair{t: t, p: newPrimary(t, "a"), timeout: 200 * time.Millisecond}
+	c.net = c.hangs()
 	c.p.must(c.p.create("f"))
 	c.run()
 	eventually(t, "it streams", func() bool { return c.sender.Status().State == "streaming" })

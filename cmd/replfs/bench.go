@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -24,6 +25,34 @@ func newBenchCommand() *cobra.Command {
 	return cmd
 }
 
+// printer is a report of a benchmark.
+type printer interface{ Print(w io.Writer) error }
+
+// runBench runs a benchmark with a line of progress, and prints what it reports.
+func runBench(cmd *cobra.Command, asJSON bool, run func(ctx context.Context, binary string, step func(done, total int, what string)) (printer, error)) error {
+	if os.Geteuid() != 0 {
+		return usageError(fmt.Errorf("bench %s mounts file systems: run it as root", cmd.Name()))
+	}
+	binary, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find this program: %w", err)
+	}
+	show := newProgress(cmd.ErrOrStderr())
+	report, err := run(cmd.Context(), binary, show.step)
+	show.stop()
+	var usage *bench.UsageError
+	if errors.As(err, &usage) {
+		return usageError(err)
+	}
+	if err != nil {
+		return err
+	}
+	if asJSON {
+		return printJSON(cmd.OutOrStdout(), report)
+	}
+	return report.Print(cmd.OutOrStdout())
+}
+
 func newBenchFSCommand() *cobra.Command {
 	opt := bench.Options{}
 	var asJSON, list bool
@@ -43,28 +72,10 @@ a directory on a disk with --dir to see what that means in practice.`,
 			if list {
 				return listBench(cmd.OutOrStdout())
 			}
-			if os.Geteuid() != 0 {
-				return usageError(errors.New("bench fs mounts file systems: run it as root"))
-			}
-			var err error
-			if opt.Binary, err = os.Executable(); err != nil {
-				return fmt.Errorf("find this program: %w", err)
-			}
-			show := newProgress(cmd.ErrOrStderr())
-			opt.Progress = show.step
-			report, err := bench.Run(cmd.Context(), opt)
-			show.stop()
-			var usage *bench.UsageError
-			if errors.As(err, &usage) {
-				return usageError(err)
-			}
-			if err != nil {
-				return err
-			}
-			if asJSON {
-				return printJSON(cmd.OutOrStdout(), report)
-			}
-			return report.Print(cmd.OutOrStdout())
+			return runBench(cmd, asJSON, func(ctx context.Context, binary string, step func(done, total int, what string)) (printer, error) {
+				opt.Binary, opt.Progress = binary, step
+				return bench.Run(ctx, opt)
+			})
 		},
 	}
 	f := cmd.Flags()

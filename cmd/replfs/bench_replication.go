@@ -1,9 +1,8 @@
 package main
 
 import (
-	"errors"
+	"context"
 	"fmt"
-	"os"
 
 	"github.com/dustin/go-humanize"
 	"github.com/jedib0t/go-pretty/v6/table"
@@ -45,27 +44,10 @@ software costs; fsync means something on a disk only: give a directory there wit
 				return usageError(fmt.Errorf("--behind %q is not a size such as 256MiB", behind))
 			}
 			opt.Behind = int64(bytes)
-			if os.Geteuid() != 0 {
-				return usageError(errors.New("bench replication mounts file systems: run it as root"))
-			}
-			if opt.Binary, err = os.Executable(); err != nil {
-				return fmt.Errorf("find this program: %w", err)
-			}
-			show := newProgress(cmd.ErrOrStderr())
-			opt.Progress = show.step
-			report, err := bench.RunReplication(cmd.Context(), opt)
-			show.stop()
-			var usage *bench.UsageError
-			if errors.As(err, &usage) {
-				return usageError(err)
-			}
-			if err != nil {
-				return err
-			}
-			if asJSON {
-				return printJSON(cmd.OutOrStdout(), report)
-			}
-			return report.Print(cmd.OutOrStdout())
+			return runBench(cmd, asJSON, func(ctx context.Context, binary string, step func(done, total int, what string)) (printer, error) {
+				opt.Binary, opt.Progress = binary, step
+				return bench.RunReplication(ctx, opt)
+			})
 		},
 	}
 	f := cmd.Flags()

@@ -33,12 +33,17 @@ func (r *rig) gate() *gate {
 
 func (r *rig) waitDurable(want uint64) {
 	r.t.Helper()
+	r.waitPosition("durable", r.a.Durable, want)
+}
+
+func (r *rig) waitPosition(what string, position func() uint64, want uint64) {
+	r.t.Helper()
 	deadline := time.After(time.Minute)
-	for r.a.Durable() != want {
+	for position() != want {
 		select {
 		case <-r.a.DurableChanged():
 		case <-deadline:
-			r.t.Fatalf("durable to %d, want %d", r.a.Durable(), want)
+			r.t.Fatalf("%s to %d, want %d", what, position(), want)
 		}
 	}
 }

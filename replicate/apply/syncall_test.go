@@ -20,14 +20,7 @@ func (p *primary) sync() *record.Record {
 
 func (r *rig) waitSynced(want uint64) {
 	r.t.Helper()
-	deadline := time.After(time.Minute)
-	for r.a.Synced() != want {
-		select {
-		case <-r.a.DurableChanged():
-		case <-deadline:
-			r.t.Fatalf("synced to %d, want %d", r.a.Synced(), want)
-		}
-	}
+	r.waitPosition("synced", r.a.Synced, want)
 }
 
 // TestSyncAll: a sync of the whole store ends when it ends, and nothing else
