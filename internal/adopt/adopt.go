@@ -57,6 +57,11 @@ func Adopt(d Dirs) error {
 	if err := Check(d); err != nil {
 		return err
 	}
+	return swap(d)
+}
+
+// swap is Adopt after the look.
+func swap(d Dirs) error {
 	if err := os.Mkdir(d.Store, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return fmt.Errorf("make the store: %w", err)
 	}

@@ -225,6 +225,18 @@ func process(t *testing.T, script string, args ...string) (cmd *exec.Cmd, stop f
 	return cmd, stop
 }
 
+// Who comes in between the look and the exchange finds everything as it was.
+func TestInUseMeanwhile(t *testing.T) {
+	d := data(t)
+	ino := inode(t, d.Mount)
+	process(t, `exec 3<"$1/file" && echo ready && read -r x`, d.Mount)
+	wantRefused(t, swap(d), "file open")
+	wantData(t, d.Mount, ino)
+	if _, err := os.Lstat(d.Store); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the store is there: %v", err)
+	}
+}
+
 func TestInUseMapped(t *testing.T) {
 	d := data(t)
 	f, err := os.Open(filepath.Join(d.Mount, "file"))
